@@ -1,0 +1,87 @@
+"""Playing episodes: the one loop behind training, evaluation, teleoperation and real-robot runs."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from vla.types import Action, Actor, ChunkEnv, Env, Observation, Rollout, Step
+
+
+@torch.no_grad()
+def rollout(env: Env, actor: Actor, *, seed: int) -> Rollout:
+    """Play one episode in every environment, each to its own end; episode i is the one of `seed + i`.
+
+    The caller's random state is left as it was: the same seed and weights play the same episodes anywhere.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        obs = env.reset(seed)
+        alive = torch.ones(env.spec.num_envs, dtype=torch.bool)
+        rows = []
+        while alive.any():
+            action = actor.act(obs)
+            step = execute(env, action.commands, alive)
+            rows.append(_row(obs, action, step, valid=alive))
+            obs = step.obs
+            alive = alive & ~step.terminated & ~step.truncated
+        rows.append(_row(obs, action, step, valid=alive))  # where the last decision ended
+        return Rollout.stack(rows)
+
+
+def execute(env: Env, chunk: Float[Tensor, "env horizon action"], alive: Bool[Tensor, " env"]) -> Step:
+    """Play a chunk open loop as one step; what an episode did after its end does not count."""
+    if isinstance(env, ChunkEnv):
+        return env.play(chunk)
+    total = None
+    for command in chunk.unbind(1):
+        step = env.step(command)
+        total = _first(step, chunk, alive) if total is None else _next(total, step, alive)
+        alive = alive & ~total.terminated & ~total.truncated
+        if not alive.any():
+            break
+    return total
+
+
+class Greedy:
+    """The most likely decision of a policy that has a `mode`, for evaluation; any other actor is left as it is."""
+
+    def __init__(self, actor: Actor):
+        self.decide = getattr(actor, "mode", actor.act)
+
+    def act(self, obs: Observation) -> Action:
+        return self.decide(obs)
+
+
+def _first(step: Step, chunk: Float[Tensor, "env horizon action"], alive: Bool[Tensor, " env"]) -> Step:
+    executed = torch.zeros_like(chunk)
+    executed[:, 0] = step.executed
+    return step.replace(executed=executed * alive[:, None, None], num_steps=alive.long(), reward=step.reward * alive)
+
+
+def _next(total: Step, step: Step, alive: Bool[Tensor, " env"]) -> Step:
+    env = alive.nonzero().squeeze(-1)
+    total.executed[env, total.num_steps[env]] = step.executed[env]
+    return Step(
+        obs=step.obs.where(alive, total.obs),
+        reward=total.reward + step.reward * alive,
+        success=total.success | step.success & alive,
+        terminated=total.terminated | step.terminated & alive,
+        truncated=total.truncated | step.truncated & alive,
+        executed=total.executed,
+        num_steps=total.num_steps + alive,
+        batch_size=total.batch_size,
+    )
+
+
+def _row(obs: Observation, action: Action, step: Step, *, valid: Bool[Tensor, " env"]) -> Rollout:
+    return Rollout(
+        obs=obs,
+        action=action,
+        reward=step.reward * valid,
+        success=step.success & valid,
+        terminated=step.terminated & valid,
+        valid=valid,
+        executed=step.executed * valid[:, None, None],
+        num_steps=step.num_steps * valid,
+        batch_size=obs.batch_size,
+    )
