@@ -20,14 +20,14 @@ class Observation(TensorClass):
     """What a policy sees at one decision; the same fields in simulation and on the robot.
 
     `privileged` is what only a simulator knows: the pose of each object by name (position in metres and quaternion, in
-    the robot's base frame). Scripted experts, critics and labels may read it; a policy never does, and a robot has
-    none.
+    the robot's base frame), with the tool's as `tcp` and `commanded`, and its opening as `gripper` (0 to 1). Scripted
+    experts, critics and labels may read it; a policy never does, and a robot has none.
     """
 
     images: TensorDict  # camera name -> UInt8[Tensor, "*batch height width 3"]
     proprio: Float[Tensor, "*batch proprio"]
     instruction: list[str]  # one text per env
-    privileged: TensorDict | None = None  # object name -> Float[Tensor, "*batch 7"]
+    privileged: TensorDict | None = None  # name -> Float[Tensor, "*batch 7"]
 
 
 class Action(TensorClass):

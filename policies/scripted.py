@@ -1,0 +1,242 @@
+"""Closed-loop experts on privileged state: teachers and demonstrators that know what to do from any state.
+
+Each task is one function from what is where to where the tool should go next. It keeps no memory, so it recovers from
+a miss, a drop or another policy's mess as it starts from anything else. A chunk is made by imagining what the first
+commands will lead to.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from tensordict import TensorDict
+from torch import Tensor
+
+from vla import geometry
+from vla.types import Action, Observation
+
+HOVER = 0.07  # metres above a thing before going down to it
+CUBE = 0.04  # edge of ManiSkill's cubes
+LAG = 0.55  # share of its way to the commanded pose that the imagined arm covers in a step
+FINGER_SPEED = 0.2  # of the gripper's opening, per imagined step
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is where, for a batch: poses in the robot's base frame, opening of the gripper from 0 to 1."""
+
+    tcp: Float[Tensor, "batch 7"]
+    commanded: Float[Tensor, "batch 7"]
+    opening: Float[Tensor, " batch"]
+    objects: dict[str, Float[Tensor, "batch 7"]]
+    held: tuple[str, ...] = ()  # objects that the task ever grasps
+
+    def holds(self, name: str, width: float) -> Bool[Tensor, " batch"]:
+        """Whether the fingers are shut on an object of `width` metres, near its middle."""
+        return self.around(name) & (self.opening < width / 0.08 + 0.08)
+
+    def around(self, name: str) -> Bool[Tensor, " batch"]:
+        """Whether the tool is where closing the fingers would grasp the object."""
+        offset = self.objects[name][:, :3] - self.tcp[:, :3]
+        return (offset[:, :2].norm(dim=-1) < 0.018) & (offset[:, 2].abs() < 0.018)
+
+
+Plan = tuple[Float[Tensor, "batch 7"], Float[Tensor, " batch"]]  # the tool's next pose, the gripper
+
+
+class ScriptedExpert:
+    """The expert of `task`, deciding `horizon` `ee_delta` commands at a time.
+
+    Limits are those of the environment's commands, in metres and radians per step. Raises ValueError for a task
+    without an expert and for observations without privileged state.
+    """
+
+    def __init__(self, task: str, horizon: int = 1, max_translation: float = 0.05, max_rotation: float = 0.2):
+        if task not in PLANS:
+            raise ValueError(f"there is no scripted expert for {task!r}; there are for {', '.join(PLANS)}")
+        self.plan = PLANS[task]
+        self.horizon = horizon
+        self.limits = (max_translation, max_rotation)
+
+    def act(self, obs: Observation) -> Action:
+        b = obs.batch_size
+        scene = _scene(obs)
+        commands = []
+        for _ in range(self.horizon):
+            command = self._command(scene)
+            commands.append(command)
+            scene = imagine(scene, command)
+        return Action(
+            commands=torch.stack(commands, 1).reshape(*b, self.horizon, 7),
+            log_prob=obs.proprio.new_zeros(*b, 0),
+            latent=TensorDict({}, b),
+            batch_size=b,
+        )
+
+    def _command(self, scene: Scene) -> Float[Tensor, "batch 7"]:
+        target, gripper = self.plan(scene)
+        delta = geometry.delta_between(scene.commanded, target, gripper[:, None])
+        translation = geometry.limit_norm(delta[:, :3], self.limits[0])
+        return torch.cat([translation, geometry.limit_norm(delta[:, 3:6], self.limits[1]), delta[:, 6:]], -1)
+
+
+def imagine(scene: Scene, command: Float[Tensor, "batch 7"]) -> Scene:
+    """Roughly what a command leads to: the arm follows with a lag, and what is held goes along."""
+    commanded = geometry.advance(scene.commanded, scene.tcp, command, (1.0, 3.0))
+    position = scene.tcp[:, :3] + LAG * (commanded[:, :3] - scene.tcp[:, :3])
+    turn = LAG * geometry.turn_between(scene.tcp[:, 3:], commanded[:, 3:])
+    tcp = torch.cat([position, geometry.multiply(geometry.from_rotation_vector(turn), scene.tcp[:, 3:])], -1)
+    objects = dict(scene.objects)
+    stop = torch.zeros_like(scene.opening)
+    for name in scene.held:
+        shut = scene.holds(name, CUBE)
+        local = geometry.to_frame(scene.tcp, objects[name])
+        carried = torch.cat([tcp[:, :3] + geometry.rotate(tcp[:, 3:], local[:, :3]), objects[name][:, 3:]], -1)
+        objects[name] = torch.where(shut[:, None], carried, objects[name])
+        stop = torch.where(scene.around(name), CUBE / 0.08, stop)
+    wanted = torch.maximum(command[:, 6], stop)
+    opening = scene.opening + (wanted - scene.opening).clamp(-FINGER_SPEED, FINGER_SPEED)
+    return replace(scene, tcp=tcp, commanded=commanded, opening=opening, objects=objects)
+
+
+def pick_cube(scene: Scene) -> Plan:
+    cube, goal = scene.objects["cube"], scene.objects["goal_site"]
+    carry = torch.cat([scene.tcp[:, :3] + goal[:, :3] - cube[:, :3], scene.tcp[:, 3:]], -1)
+    carry = _steady(scene, carry)
+    return _grasp_then(replace(scene, held=("cube",)), "cube", cube, carry, _nothing(scene))
+
+
+def stack_cube(scene: Scene) -> Plan:
+    cube, base = scene.objects["cubeA"], scene.objects["cubeB"]
+    offset = cube[:, :3] - base[:, :3]
+    aligned = offset[:, :2].norm(dim=-1) < 0.012
+    height = base[:, 2] + CUBE + torch.where(aligned, 0.0, HOVER)
+    above = torch.cat([base[:, :2], height[:, None]], -1)
+    rising = ~aligned & (offset[:, 2] < CUBE + 0.02) & (offset[:, :2].norm(dim=-1) < 0.12)
+    above = torch.where(rising[:, None], torch.cat([cube[:, :2], height[:, None]], -1), above)
+    carry = _steady(scene, torch.cat([scene.tcp[:, :3] + above - cube[:, :3], scene.tcp[:, 3:]], -1))
+    stacked = (offset[:, :2].norm(dim=-1) < 0.025) & ((offset[:, 2] - CUBE).abs() < 0.006)
+    target, gripper = _grasp_then(scene, "cubeA", cube, carry, base)
+    away = torch.cat([scene.tcp[:, :2], (base[:, 2:3] + CUBE + HOVER), scene.tcp[:, 3:]], -1)
+    let_go = torch.where((scene.opening > 0.7)[:, None], away, scene.commanded)
+    return torch.where(stacked[:, None], let_go, target), torch.where(stacked, 1.0, gripper)
+
+
+def push_cube(scene: Scene) -> Plan:
+    return _slide(scene, side=-1.0)
+
+
+def pull_cube(scene: Scene) -> Plan:
+    return _slide(scene, side=1.0)
+
+
+def lift_peg(scene: Scene) -> Plan:
+    """Grasp the lying peg across its middle, turn the hand from pointing down to pointing forward, set it down."""
+    peg, half_length = scene.objects["peg"], 0.12
+    ahead = torch.tensor([1.0, 0, 0]).expand(len(peg), 3)
+    axis = geometry.rotate(peg[:, 3:], ahead)
+    approach = geometry.rotate(scene.tcp[:, 3:], ahead.roll(2, -1))
+    lean = torch.atan2(approach[:, 0], -approach[:, 2])  # of the hand, forward from straight down
+    upright = axis[:, 2].abs().clamp(max=1).arcsin()
+    missing = torch.pi / 2 - upright
+    turn = torch.stack([torch.zeros_like(missing), -missing, torch.zeros_like(missing)], -1)
+    rotation = geometry.multiply(geometry.from_rotation_vector(turn), scene.tcp[:, 3:])
+    floor = half_length * upright.sin() + 0.025 * upright.cos()
+    height = torch.where(missing < 0.06, half_length, torch.maximum(floor, torch.tensor(0.07)) + 0.03)
+    carry = torch.cat([scene.tcp[:, :2], (scene.tcp[:, 2] + height - peg[:, 2])[:, None], rotation], -1)
+    flat = lean.abs() < 0.4
+    down = _pointing_down(scene, torch.zeros(len(peg)))
+    grip = torch.cat([peg[:, :3], down], -1)
+    return _fetch(scene, "peg", 0.05, torch.where(flat[:, None], grip, grip), carry)
+
+
+PLANS: dict[str, Callable[[Scene], Plan]] = {
+    "PickCube-v1": pick_cube,
+    "StackCube-v1": stack_cube,
+    "PushCube-v1": push_cube,
+    "PullCube-v1": pull_cube,
+    "LiftPegUpright-v1": lift_peg,
+}
+
+
+def _scene(obs: Observation) -> Scene:
+    if obs.privileged is None or "tcp" not in obs.privileged:
+        raise ValueError("a scripted expert needs privileged state; this environment gives none")
+    poses = {name: pose.reshape(-1, pose.shape[-1]) for name, pose in obs.privileged.items()}
+    tcp, commanded, gripper = (poses.pop(name) for name in ("tcp", "commanded", "gripper"))
+    return Scene(tcp, commanded, gripper[:, 0], poses, held=tuple(x for x in ("cube", "cubeA") if x in poses))
+
+
+def _grasp_then(scene: Scene, name: str, cube: Tensor, carry: Tensor, obstacle: Tensor) -> Plan:
+    grip = torch.cat([cube[:, :3], _across_faces(scene, cube, obstacle)], -1)
+    return _fetch(scene, name, CUBE, grip, carry)
+
+
+def _fetch(scene: Scene, name: str, width: float, grip: Float[Tensor, "batch 7"], carry: Float[Tensor, "batch 7"]) -> Plan:
+    """Go above `grip`, down to it and close; once the object is held, go to `carry`."""
+    offset = grip[:, :3] - scene.tcp[:, :3]
+    turned = geometry.turn_between(scene.tcp[:, 3:], grip[:, 3:]).norm(dim=-1) < 0.15
+    over = (offset[:, :2].norm(dim=-1) < 0.01) & turned
+    inside = scene.around(name)
+    held = scene.holds(name, width)
+    low = -offset[:, 2] < HOVER * 0.6
+    above = torch.cat([grip[:, :2], grip[:, 2:3] + HOVER, grip[:, 3:]], -1)
+    straight_up = torch.cat([scene.tcp[:, :2], above[:, 2:3], scene.tcp[:, 3:]], -1)
+    target = torch.where((low & ~over)[:, None], straight_up, above)
+    target = torch.where(over[:, None], grip, target)
+    target = torch.where(inside[:, None], _steady(scene, grip), target)
+    return torch.where(held[:, None], carry, target), torch.where(inside, 0.0, 1.0)
+
+
+def _slide(scene: Scene, side: float) -> Plan:
+    """Put the shut fingers down beside the cube (`side` along x, seen from the cube) and slide it to the goal."""
+    cube, goal = scene.objects["cube"], scene.objects["goal_region"]
+    down = _pointing_down(scene, torch.zeros(len(cube)))
+    start = cube[:, :3] + torch.tensor([side * 0.065, 0, 0])
+    behind = side * (scene.tcp[:, 0] - cube[:, 0])
+    aligned = (scene.tcp[:, 1] - cube[:, 1]).abs() < 0.012
+    low = scene.tcp[:, 2] < CUBE
+    ready = low & aligned & (behind > 0.02) & (behind < 0.085)
+    over = (scene.tcp[:, :2] - start[:, :2]).norm(dim=-1) < 0.02
+    above = torch.cat([start[:, :2], start[:, 2:3] + HOVER], -1)
+    straight_up = torch.cat([scene.tcp[:, :2], above[:, 2:3]], -1)
+    target = torch.where((~over & (scene.tcp[:, 2] < CUBE + 0.02))[:, None], straight_up, above)
+    target = torch.where(over[:, None], start, target)
+    beyond = torch.stack([scene.tcp[:, 0] + (goal[:, 0] - cube[:, 0]) * 1.0, cube[:, 1], cube[:, 2]], -1)
+    target = torch.where(ready[:, None], beyond, target)
+    return torch.cat([target, down], -1), torch.zeros(len(cube))
+
+
+def _steady(scene: Scene, target: Float[Tensor, "batch 7"]) -> Float[Tensor, "batch 7"]:
+    """`target` with the tool's rotation left as commanded."""
+    return torch.cat([target[:, :3], scene.commanded[:, 3:]], -1)
+
+
+def _pointing_down(scene: Scene, yaw: Float[Tensor, " batch"]) -> Float[Tensor, "batch 4"]:
+    """The tool pointing straight down, its fingers closing along y turned by `yaw`."""
+    down = torch.tensor([1.0, 0, 0, 0]).expand(len(yaw), 4)
+    turn = torch.stack([torch.zeros_like(yaw), torch.zeros_like(yaw), yaw], -1)
+    return geometry.multiply(geometry.from_rotation_vector(turn), down)
+
+
+def _across_faces(scene: Scene, cube: Float[Tensor, "batch 7"], obstacle: Float[Tensor, "batch 7"]) -> Float[Tensor, "batch 4"]:
+    """Pointing down with the fingers on two faces: those nearest to the present yaw, unless an obstacle is in the way."""
+    side = geometry.rotate(cube[:, 3:], torch.tensor([1.0, 0, 0]).expand(len(cube), 3))
+    yaw = torch.atan2(side[:, 1], side[:, 0])
+    closing = geometry.rotate(scene.tcp[:, 3:], torch.tensor([0.0, 1, 0]).expand(len(cube), 3))
+    present = torch.atan2(-closing[:, 1], -closing[:, 0]) - torch.pi / 2  # pointing down with yaw 0 closes along -y
+    quarter = torch.pi / 2
+    turns = ((present - yaw) / quarter).round()
+    best = yaw + turns * quarter
+    way = obstacle[:, :2] - cube[:, :2]
+    fingers = torch.stack([-best.sin(), best.cos()], -1)
+    near = way.norm(dim=-1) < 0.09
+    blocked = near & ((way * fingers).sum(-1).abs() > way.norm(dim=-1) * 0.75)
+    other = torch.where(present > best, best + quarter, best - quarter)
+    return _pointing_down(scene, torch.where(blocked, other, best))
+
+
+def _nothing(scene: Scene) -> Float[Tensor, "batch 7"]:
+    """An obstacle that is nowhere near."""
+    return torch.full_like(scene.tcp, 100.0)

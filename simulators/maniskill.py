@@ -1,0 +1,365 @@
+"""ManiSkill 3 tasks behind the common interface: `ee_delta` or joint commands, cameras, privileged poses.
+
+`ee_delta` does not use ManiSkill's own `pd_ee_delta_pose`, whose rotation sign is inverted and whose deltas start from
+the measured pose: we keep the commanded pose ourselves, solve for joint angles and command those.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from tensordict import TensorDict
+from torch import Tensor
+
+from simulators.batch import SceneBatch, SubprocessEnv
+from simulators.meshes import simplify_visuals
+from simulators.rendering import require_vulkan
+from vla import geometry
+from vla.types import Camera, ChunkEnv, Command, CommandKind, EnvSpec, Observation, Step
+
+INSTRUCTIONS = {
+    "PickCube-v1": "pick up the red cube and move it to the goal",
+    "PushCube-v1": "push the blue cube onto the red and white target",
+    "PullCube-v1": "pull the blue cube onto the red and white target",
+    "StackCube-v1": "stack the red cube on the green cube",
+    "LiftPegUpright-v1": "stand the peg upright",
+    "PokeCube-v1": "poke the cube with the peg",
+    "PullCubeTool-v1": "pull the cube closer with the tool",
+    "PegInsertionSide-v1": "insert the peg into the hole from the side",
+    "PlugCharger-v1": "plug the charger into the receptacle",
+    "PlaceSphere-v1": "put the sphere into the bin",
+    "RollBall-v1": "roll the ball onto the target",
+    "StackPyramid-v1": "build a pyramid from the three cubes",
+    "PushT-v1": "push the T onto its outline",
+}
+SCENERY = ("ground", "table-workspace")  # what never moves is not worth a place in `privileged`
+FINGER_TRAVEL = 0.08  # metres between the Panda's open fingers
+LEASH = (0.1, 0.8)  # how far the commanded pose may lead the measured one: metres, radians
+
+
+def maniskill(
+    task: str,
+    num_envs: int,
+    workers: int = 0,
+    backend: str = "auto",
+    **options: Any,
+) -> ChunkEnv:
+    """`num_envs` copies of a ManiSkill task, on the GPU in one batch or on the CPU in `workers` processes.
+
+    `workers=0` keeps every CPU scene in this process. `options` are those of `ManiSkillEnv`. Raises ValueError for a
+    task that is not there or would start a download, RuntimeError where nothing can render.
+    """
+    check_task(task)
+    if backend not in ("auto", "cpu", "gpu"):
+        raise ValueError(f"backend must be auto, cpu or gpu, got {backend!r}")
+    if num_envs < 1 or workers < 0:
+        raise ValueError(f"num_envs must be at least 1 and workers at least 0, got {num_envs} and {workers}")
+    require_vulkan()
+    if backend == "gpu" or (backend == "auto" and torch.cuda.is_available()):
+        return ManiSkillEnv(task, num_envs=num_envs, backend="gpu", **options)
+    make = functools.partial(ManiSkillEnv, task, **options)
+    return SubprocessEnv(make, num_envs, min(workers, num_envs)) if workers else SceneBatch(make, num_envs)
+
+
+def check_task(task: str) -> None:
+    """Raise ValueError unless `task` is registered and all it needs is on this machine (never asks, never downloads)."""
+    import mani_skill.envs  # registers the tasks
+    from mani_skill.utils import assets
+    from mani_skill.utils.registration import REGISTERED_ENVS
+
+    if task not in REGISTERED_ENVS:
+        known = ", ".join(sorted(INSTRUCTIONS))
+        raise ValueError(f"ManiSkill has no task {task!r}; tasks that need no download: {known}")
+    missing = [x for x in REGISTERED_ENVS[task].asset_download_ids or [] if not assets.is_data_source_downloaded(x)]
+    if missing:
+        raise ValueError(
+            f"task {task} needs {', '.join(missing)}, which is not on this machine; get it with "
+            f"`python -m mani_skill.utils.download_asset {task}`"
+        )
+
+
+class ManiSkillEnv:
+    """One CPU scene, or `num_envs` GPU ones, of a ManiSkill task.
+
+    Cameras are the task's own (with `robot="panda_wristcam"` also one in the hand), `image_size` pixels square, with an
+    optional field of view in radians for the fixed ones. `mesh_detail` below 1 draws robots with that share of their
+    triangles, which makes CPU rendering several times faster. With `images=False` nothing is rendered.
+
+    Proprio: measured position (m), first two columns of the rotation matrix, gripper opening, then how far the
+    commanded pose is ahead of the measured one (m, rotation vector); a goal that cameras are not shown is told as
+    `goal_position`. All poses are in the robot's base frame. Success is the task's own, and ends the episode.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        num_envs: int = 1,
+        backend: str = "cpu",
+        command: CommandKind = "ee_delta",
+        robot: str = "panda",
+        image_size: int = 128,
+        images: bool = True,
+        field_of_view: float | None = None,
+        mesh_detail: float = 1.0,
+        reward: str = "sparse",
+        max_steps: int | None = None,
+        max_translation: float = 0.05,
+        max_rotation: float = 0.2,
+    ):
+        self.mesh_detail = mesh_detail if backend == "cpu" else 1.0
+        self.images = images
+        self.instruction = INSTRUCTIONS.get(task, task.removesuffix("-v1"))
+        registered_steps, self.sim = _make(task, num_envs, backend, robot, image_size, field_of_view, reward)
+        self.device = self.sim.device
+        self._find_arm(task, command)
+        limits = {"max_translation": max_translation, "max_rotation": max_rotation}
+        if command != "ee_delta":
+            limits = {"max_rotation": None if command == "joint_position" else max_rotation}
+        self.sim.reset(seed=0 if num_envs == 1 else list(range(num_envs)))
+        self.goal = next((x for x in self.sim._hidden_objects if "goal" in x.name), None)
+        self.spec = EnvSpec(
+            num_envs=num_envs,
+            control_hz=float(self.sim.control_freq),
+            max_steps=max_steps or registered_steps,
+            cameras=self._cameras() if images else (),
+            proprio=self._proprio_layout(command),
+            command=Command(command, size=7 if command == "ee_delta" else self.num_joints + 1, **limits),
+        )
+
+    def reset(self, seed: int) -> Observation:
+        n = self.spec.num_envs
+        self.sim.reset(seed=seed if n == 1 else [seed + i for i in range(n)])
+        return self._begin()
+
+    def get_state(self) -> dict[str, Any]:
+        """The physical state, to go back to with `set_state`: ManiSkill's own plus the commanded pose and gripper."""
+        return {
+            "sim": self.sim.get_state().cpu().clone(),
+            "commanded": self.commanded.clone(),
+            "joints": self.joints.clone(),
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> Observation:
+        """Start an episode from a state of `get_state`; the step count begins at zero."""
+        self.sim.set_state(state["sim"].to(self.device))
+        obs = self._begin()
+        self.commanded, self.joints = state["commanded"].clone(), state["joints"].clone()
+        return obs.replace(proprio=self._proprio(self._measured())) if obs.proprio is not None else obs
+
+    def step(self, command: Float[Tensor, "env action"]) -> Step:
+        step = self.play(command[:, None])
+        return step.replace(executed=step.executed[:, 0])
+
+    def play(self, chunk: Float[Tensor, "env horizon action"]) -> Step:
+        """Play a chunk and render once at its end; an episode that is over stays as it ended."""
+        n = self.spec.num_envs
+        executed = torch.zeros_like(chunk)
+        reward, num_steps = torch.zeros(n), torch.zeros(n, dtype=torch.long)
+        success, terminated, truncated = (torch.zeros(n, dtype=torch.bool) for _ in range(3))
+        for t, command in enumerate(chunk.unbind(1)):
+            alive = ~self.over
+            if not alive.any():
+                break
+            applied, paid, succeeded, ended = self._advance(command)
+            executed[:, t] = applied * alive[:, None]
+            reward += paid * alive
+            num_steps += alive
+            self.steps += 1
+            success |= succeeded & alive
+            terminated |= ended & alive
+            truncated |= alive & ~ended & (self.steps >= self.spec.max_steps)
+            self.over = self.over | terminated | truncated
+            self._remember(alive, last=t + 1 == chunk.shape[1])
+        return Step(
+            obs=self.last.clone(),
+            reward=reward,
+            success=success,
+            terminated=terminated,
+            truncated=truncated,
+            executed=executed,
+            num_steps=num_steps,
+            batch_size=[n],
+        )
+
+    def close(self) -> None:
+        self.sim.close()
+
+    def _begin(self) -> Observation:
+        n = self.spec.num_envs
+        if self.mesh_detail < 1 and self.images:
+            for scene in self.sim.scene.sub_scenes:
+                simplify_visuals(scene, self.mesh_detail)
+        self.over = torch.zeros(n, dtype=torch.bool)
+        self.steps = 0
+        self.commanded = self._measured()
+        self.joints = self.sim.agent.robot.get_qpos()[:, self.arm_joints].clone()
+        self.last = self._observe()
+        return self.last.clone()
+
+    def _remember(self, alive: Bool[Tensor, " env"], *, last: bool) -> None:
+        """Observe where an episode just ended, and all that go on at the end of the chunk."""
+        fresh = alive if last else alive & self.over
+        if fresh.any():
+            self.last = self._observe().where(fresh, self.last)
+
+    def _advance(self, command: Float[Tensor, "env action"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """One control step; returns the command really applied, the reward, success and termination."""
+        gripper = command[:, -1:].clamp(0, 1)
+        if self.spec.command.kind == "ee_delta":
+            applied = self._aim(geometry.limit_ee_delta(command, self.spec.command), gripper)
+        else:
+            applied = self._turn_joints(command[:, :-1], gripper)
+        native = [self.joints, *([gripper.to(self.device) * 2 - 1] if self.has_gripper else [])]
+        _, reward, terminated, _, info = self.sim.step(torch.cat(native, -1))
+        success = info.get("success", torch.zeros_like(terminated))
+        return applied, reward.float().cpu(), success.bool().cpu(), terminated.bool().cpu()
+
+    def _aim(self, command: Float[Tensor, "env 7"], gripper: Float[Tensor, "env 1"]) -> Float[Tensor, "env 7"]:
+        """Move the commanded pose and find joint angles for it; where there are none, stay."""
+        measured = self._measured()
+        wanted = geometry.advance(self.commanded, measured, command, LEASH)
+        joints = self.kinematics.compute_ik(
+            pose=self._native_pose(wanted), q0=self.sim.agent.robot.get_qpos(), current_pose=self._native_pose(measured)
+        )
+        applied = geometry.delta_between(self.commanded, wanted, gripper)
+        if joints is None:
+            return torch.cat([torch.zeros_like(applied[:, :6]), gripper], -1)
+        self.commanded, self.joints = wanted, joints
+        return applied
+
+    def _turn_joints(self, command: Float[Tensor, "env joints"], gripper: Tensor) -> Float[Tensor, "env action"]:
+        command = command.to(self.device)
+        if self.spec.command.kind == "joint_delta":
+            limit = self.spec.command.max_rotation
+            command = command.clamp(-limit, limit)
+            self.joints = self.joints + command
+        else:
+            self.joints = command
+        self.commanded = self._measured()
+        return torch.cat([command.cpu(), gripper], -1)
+
+    def _observe(self) -> Observation:
+        n = self.spec.num_envs
+        measured = self._measured()
+        privileged = {name: self._pose(actor) for name, actor in self._objects().items()}
+        return Observation(
+            images=TensorDict(self._render() if self.images else {}, [n]),
+            proprio=self._proprio(measured),
+            instruction=[self.instruction] * n,
+            privileged=TensorDict(
+                {**privileged, "tcp": measured, "commanded": self.commanded.clone(), "gripper": self._opening()}, [n]
+            ),
+            batch_size=[n],
+        )
+
+    def _render(self) -> dict[str, Tensor]:
+        for hidden in self.sim._hidden_objects:
+            hidden.hide_visual()
+        self.sim.scene.update_render(update_sensors=True, update_human_render_cameras=False)
+        pictures = {}
+        for name, sensor in self.sim._sensors.items():
+            sensor.capture()
+            seen = sensor.get_obs(rgb=True, depth=False, segmentation=False, position=False)
+            pictures[name] = seen["rgb"].to("cpu", torch.uint8, copy=True)
+        return pictures
+
+    def _proprio(self, measured: Float[Tensor, "env 7"]) -> Float[Tensor, "env proprio"]:
+        quaternion = measured[:, 3:]
+        axes = [geometry.rotate(quaternion, v.expand(len(quaternion), 3)) for v in torch.eye(3)[:2]]
+        opening = self._opening()
+        ahead = geometry.delta_between(measured, self.commanded, opening)[:, :6]
+        parts = [measured[:, :3], *axes, opening, ahead]
+        if self.spec.command.kind != "ee_delta":
+            parts.append(self.sim.agent.robot.get_qpos()[:, self.arm_joints].cpu())
+        if self.goal is not None:
+            parts.append(self._pose(self.goal)[:, :3])
+        return torch.cat(parts, -1)
+
+    def _opening(self) -> Float[Tensor, "env 1"]:
+        """How far the gripper is open, measured, from 0 to 1; 0 for a tool without one."""
+        if not self.has_gripper:
+            return torch.zeros(self.sim.num_envs, 1)
+        fingers = self.sim.agent.robot.get_qpos()[:, -2:].sum(-1, keepdim=True).cpu()
+        return (fingers / FINGER_TRAVEL).clamp(0, 1)
+
+    def _proprio_layout(self, command: CommandKind) -> tuple[tuple[str, int], ...]:
+        layout = [("position", 3), ("rotation", 6), ("gripper", 1), ("lead_position", 3), ("lead_rotation", 3)]
+        if command != "ee_delta":
+            layout.append(("joint_position", self.num_joints))
+        if self.goal is not None:
+            layout.append(("goal_position", 3))
+        return tuple(layout)
+
+    def _objects(self) -> dict[str, Any]:
+        return {name: actor for name, actor in self.sim.scene.actors.items() if name not in SCENERY}
+
+    def _measured(self) -> Float[Tensor, "env 7"]:
+        return self._pose(self.sim.agent.tcp)
+
+    def _pose(self, thing: Any) -> Float[Tensor, "env 7"]:
+        """A copy of where `thing` is, in the robot's base frame."""
+        return self._in_base(thing.pose)
+
+    def _in_base(self, pose: Any) -> Float[Tensor, "env 7"]:
+        return geometry.to_frame(_pose_xyzw(self.sim.agent.robot.pose), _pose_xyzw(pose))
+
+    def _native_pose(self, pose: Float[Tensor, "env 7"]) -> Any:
+        from mani_skill.utils.structs import Pose
+
+        pose = pose.to(self.device)
+        return Pose.create_from_pq(pose[:, :3], geometry.xyzw_to_wxyz(pose[:, 3:]))
+
+    def _find_arm(self, task: str, command: CommandKind) -> None:
+        from mani_skill.agents.controllers.utils.kinematics import Kinematics
+
+        agent = self.sim.agent
+        controllers = getattr(agent.controller, "controllers", {})
+        if "arm" not in controllers or not hasattr(agent, "tcp"):
+            raise ValueError(f"task {task} is not for a single arm with a tool, so no {command} command can be given it")
+        self.arm_joints = controllers["arm"].active_joint_indices
+        self.num_joints = len(self.arm_joints)
+        self.has_gripper = "gripper" in controllers
+        self.kinematics = Kinematics(agent.urdf_path, agent.ee_link_name, agent.robot, self.arm_joints)
+
+    def _cameras(self) -> tuple[Camera, ...]:
+        cameras = []
+        for name, sensor in self.sim._sensors.items():
+            matrix = sensor.get_params()["intrinsic_cv"][0].cpu().tolist()
+            mounted = sensor.config.mount is not None or sensor.config.entity_uid is not None
+            pose = None if mounted else self._in_base(sensor.camera.get_global_pose())[0].tolist()
+            cameras.append(
+                Camera(name, sensor.config.height, sensor.config.width, tuple(map(tuple, matrix)), pose and tuple(pose))
+            )
+        return tuple(cameras)
+
+
+def _make(task: str, num_envs: int, backend: str, robot: str, size: int, fov: float | None, reward: str):
+    """The task's registered time limit and the bare simulator."""
+    import gymnasium as gym
+    import mani_skill.envs  # registers the tasks
+    from mani_skill.utils.registration import REGISTERED_ENVS
+
+    check_task(task)
+    limit = REGISTERED_ENVS[task].max_episode_steps
+    sensors: dict[str, Any] = {"shader_pack": "minimal", "width": size, "height": size}
+    if fov is not None:
+        sensors["base_camera"] = {"fov": fov}
+    env = gym.make(
+        task,
+        num_envs=num_envs,
+        obs_mode="none",  # we observe ourselves, only when asked
+        control_mode="pd_joint_pos",
+        robot_uids=robot,
+        reward_mode=reward,
+        sim_backend="physx_cpu" if backend == "cpu" else "physx_cuda",
+        render_backend="cpu" if backend == "cpu" else "gpu",
+        sensor_configs=sensors,
+    )
+    return limit, env.unwrapped
+
+
+def _pose_xyzw(pose: Any) -> Float[Tensor, "env 7"]:
+    raw = pose.raw_pose.detach().cpu().clone()
+    return torch.cat([raw[:, :3], geometry.wxyz_to_xyzw(raw[:, 3:])], -1)
