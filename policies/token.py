@@ -1,0 +1,110 @@
+"""Commands as words: every number of the chunk is one token, drawn from a categorical distribution."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from vla.data.normalise import Statistics
+from vla.models.action_tokens import ActionBins
+from vla.models.token_decoders import Choose, ParallelDecoder
+from vla.types import Action, EnvSpec, Observation
+
+Encoder = Callable[[EnvSpec], nn.Module]
+Decoder = Callable[[int, int, int], nn.Module]  # features, tokens, bins
+
+
+class TokenPolicy(nn.Module):
+    """`horizon * action` tokens per decision, in the order of the chunk; the factors are the tokens.
+
+    Sampling and scoring are at `temperature`; the most likely decision and imitation do not depend on it.
+    `soft_label_std` (in bins) lets imitation count near misses: the target is then a Gaussian around the demonstrated
+    number instead of its bin alone.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        encoder: Encoder,
+        horizon: int,
+        decoder: Decoder = ParallelDecoder,
+        bins: int = 64,
+        limits: Literal["extremes", "quantiles"] = "extremes",
+        temperature: float = 1.0,
+        soft_label_std: float = 0.0,
+    ):
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {temperature}; `mode` decides greedily")
+        self.spec = spec
+        self.horizon = horizon
+        self.temperature = temperature
+        self.soft_label_std = soft_label_std
+        self.bins = ActionBins(spec.command, bins, limits)
+        self.encoder = encoder(spec)
+        self.decoder = decoder(self.encoder.width, horizon * spec.action_dim, bins)
+
+    def set_statistics(self, proprio: Statistics, action: Statistics) -> None:
+        self.encoder.set_statistics(proprio)
+        self.bins.set_statistics(action)
+
+    def act(self, obs: Observation) -> Action:
+        return self._decide(obs, lambda logits: _sample(logits / self.temperature))
+
+    def mode(self, obs: Observation) -> Action:
+        """The most likely token each time."""
+        return self._decide(obs, lambda logits: logits.argmax(-1))
+
+    def log_prob(self, obs: Observation, action: Action) -> Float[Tensor, "*batch tokens"]:
+        tokens = action.latent["tokens"]
+        return _pick(self.distribution(obs, tokens), tokens)
+
+    def distribution(
+        self, obs: Observation, tokens: Int[Tensor, "*batch tokens"] | None = None
+    ) -> Float[Tensor, "*batch tokens bins"]:
+        """The log-probability of every token at `temperature`; after the given ones if the decoder is autoregressive."""
+        given = None if tokens is None else tokens.reshape(-1, tokens.shape[-1])
+        logits = self.decoder(self.encoder(obs.reshape(-1)), given)
+        return (logits.float() / self.temperature).log_softmax(-1).unflatten(0, obs.batch_size)
+
+    def imitation_loss(
+        self,
+        obs: Observation,
+        chunk: Float[Tensor, "batch horizon action"],
+        padded: Bool[Tensor, "batch horizon"] | None = None,
+    ) -> Float[Tensor, " batch"]:
+        """The cross-entropy of the demonstrated tokens, averaged over those that are not padding."""
+        tokens = self.bins.encode(chunk).flatten(1)
+        log_prob = self.decoder(self.encoder(obs), tokens).float().log_softmax(-1)
+        if self.soft_label_std > 0:
+            label = self.bins.log_mass(self.bins.clip(chunk), self.soft_label_std * self.bins.width).exp().flatten(1, 2)
+            loss = -(label * log_prob).sum(-1)
+        else:
+            loss = -_pick(log_prob, tokens)
+        if padded is None:
+            return loss.mean(-1)
+        counts = (~padded).repeat_interleave(self.spec.action_dim, -1)
+        return (loss * counts).sum(-1) / counts.sum(-1).clamp(min=1)
+
+    def _decide(self, obs: Observation, choose: Choose) -> Action:
+        batch = obs.batch_size
+        tokens, logits = self.decoder.decode(self.encoder(obs.reshape(-1)), choose)
+        log_prob = _pick((logits.float() / self.temperature).log_softmax(-1), tokens)
+        tokens = tokens.unflatten(0, batch)
+        return Action(
+            commands=self.bins.decode(tokens.unflatten(-1, (self.horizon, -1))),
+            log_prob=log_prob.unflatten(0, batch),
+            latent=TensorDict({"tokens": tokens}, batch),
+            batch_size=batch,
+        )
+
+
+def _sample(logits: Float[Tensor, "*batch bins"]) -> Int[Tensor, "*batch"]:
+    return torch.distributions.Categorical(logits=logits.float()).sample()
+
+
+def _pick(log_prob: Float[Tensor, "*batch bins"], tokens: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    return log_prob.gather(-1, tokens[..., None]).squeeze(-1)

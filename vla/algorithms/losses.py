@@ -1,0 +1,82 @@
+"""Losses of a batch of decisions, and what they are measured by: pure functions of log-probabilities."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Granularity = Literal["factor", "command", "chunk"]
+
+
+def masked_mean(x: Float[Tensor, "*batch"], mask: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
+    """The mean where `mask` is True, 0 if nowhere; what is masked may be anything, even nan, and gets no gradient."""
+    return torch.where(mask, x, 0).sum() / mask.sum().clamp(min=1)
+
+
+def executed_factors(
+    num_steps: Int[Tensor, "*batch"], horizon: int, action: int, factors: int
+) -> Bool[Tensor, "*batch factors"]:
+    """Which factors led to commands that were executed before the episode ended.
+
+    Known for heads with one factor per number of the chunk; all factors of any other head count.
+    """
+    if factors != horizon * action:
+        return torch.ones(*num_steps.shape, factors, dtype=torch.bool, device=num_steps.device)
+    command = torch.arange(horizon, device=num_steps.device)
+    return (command < num_steps[..., None]).repeat_interleave(action, -1)
+
+
+def regroup(
+    log_prob: Float[Tensor, "batch factors"],
+    mask: Bool[Tensor, "batch factors"],
+    granularity: Granularity,
+    horizon: int,
+) -> tuple[Float[Tensor, "batch groups"], Bool[Tensor, "batch groups"]]:
+    """Log-probabilities summed over what one ratio is formed of; masked factors add nothing.
+
+    ValueError if the factors of this head cannot be told apart by command.
+    """
+    log_prob = torch.where(mask, log_prob, 0)
+    if granularity == "factor":
+        return log_prob, mask
+    if granularity == "chunk":
+        return log_prob.sum(-1, keepdim=True), mask.any(-1, keepdim=True)
+    if granularity != "command":
+        raise ValueError(f"granularity must be 'factor', 'command' or 'chunk', got {granularity!r}")
+    if log_prob.shape[-1] % horizon:
+        raise ValueError(
+            f"this policy's {log_prob.shape[-1]} factors are not those of {horizon} commands: use granularity 'factor' "
+            "or 'chunk'"
+        )
+    return log_prob.unflatten(-1, (horizon, -1)).sum(-1), mask.unflatten(-1, (horizon, -1)).any(-1)
+
+
+def clipped_loss(
+    log_ratio: Float[Tensor, "batch groups"],
+    advantage: Float[Tensor, " batch"],
+    mask: Bool[Tensor, "batch groups"],
+    clip: float,
+) -> Float[Tensor, ""]:
+    """The clipped surrogate of PPO (Schulman et al. 2017), one ratio per group."""
+    ratio, gain = log_ratio.exp(), advantage[:, None]
+    return -masked_mean(torch.minimum(ratio * gain, ratio.clamp(1 - clip, 1 + clip) * gain), mask)
+
+
+def weighted_loss(
+    log_ratio: Float[Tensor, "batch groups"],
+    advantage: Float[Tensor, "batch groups"],
+    mask: Bool[Tensor, "batch groups"],
+) -> Float[Tensor, ""]:
+    """The importance-sampled policy gradient; at ratio 1 its gradient is that of `-log_prob * advantage`."""
+    return -masked_mean(log_ratio.exp() * advantage, mask)
+
+
+def kl(p: Float[Tensor, "*batch choices"], q: Float[Tensor, "*batch choices"]) -> Float[Tensor, "*batch"]:
+    """KL(p || q) of categorical distributions given as log-probabilities."""
+    return (p.exp() * (p - q)).sum(-1)
+
+
+def sampled_kl(log_ratio: Float[Tensor, "*batch"], mask: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
+    """KL(old || new), estimated from samples of the old policy, `log_ratio` being new - old; never negative (k3)."""
+    return masked_mean(log_ratio.exp() - 1 - log_ratio, mask)

@@ -1,0 +1,56 @@
+"""Supervised fine-tuning: imitate the chunks of a dataset."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+from vla.data.chunks import ChunkBatch
+from vla.types import Imitator, Metrics, Observation
+
+
+class SFT:
+    """One AdamW step per batch; the learning rate warms up, then falls to zero along a cosine over `total_steps`."""
+
+    def __init__(
+        self,
+        policy: Imitator,
+        total_steps: int,
+        lr: float = 1e-3,
+        weight_decay: float = 1e-4,
+        warmup_steps: int = 100,
+        max_grad_norm: float = 1.0,
+        augment: Callable[[Observation], Observation] | None = None,
+    ):
+        if not 0 <= warmup_steps < total_steps:
+            raise ValueError(f"warmup_steps must be from 0 to total_steps - 1, got {warmup_steps} of {total_steps}")
+        self.policy = policy
+        self.max_grad_norm = max_grad_norm
+        self.augment = augment
+        self.trainable = [p for p in policy.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trainable, lr=lr, weight_decay=weight_decay)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: warmup_cosine(step, warmup_steps, total_steps)
+        )
+        self.parts = {"policy": policy, "optimizer": self.optimizer, "schedule": self.schedule}
+
+    def update(self, batch: ChunkBatch) -> Metrics:
+        batch = batch.to(self.trainable[0].device)
+        obs = self.augment(batch.obs) if self.augment else batch.obs
+        loss = self.policy.imitation_loss(obs, batch.chunk, batch.padded).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        grad_norm = clip_grad_norm_(self.trainable, self.max_grad_norm)
+        lr = self.schedule.get_last_lr()[0]
+        self.optimizer.step()
+        self.schedule.step()
+        return {"sft_loss": loss.item(), "grad_norm": grad_norm.item(), "lr": lr}
+
+
+def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
+    """The factor of the learning rate: linear up to 1, then half a cosine down to 0; 0 after the end."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    done = min((step - warmup_steps) / (total_steps - warmup_steps), 1.0)
+    return (1 + math.cos(math.pi * done)) / 2
