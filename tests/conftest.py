@@ -1,0 +1,14 @@
+"""What every test starts from: one thread, one seed, no deadline for hypothesis."""
+
+import hypothesis
+import pytest
+import torch
+
+hypothesis.settings.register_profile("torch", deadline=None)  # the first call into torch takes seconds
+hypothesis.settings.load_profile("torch")
+
+
+@pytest.fixture(autouse=True)
+def start_alike():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
