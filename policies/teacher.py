@@ -65,8 +65,8 @@ def frozen(student: nn.Module, directory: str | Path) -> Stochastic:
     for what, (student_side, teacher_side) in sides.items():
         if student_side != teacher_side:
             raise ValueError(
-                f"the teacher in {directory} cannot grade this student's tokens: {what} {teacher_side}, the student has "
-                f"{student_side}. Train both with the same command, horizon, bins and dataset statistics."
+                f"the teacher in {directory} cannot grade this student's tokens: {what} {teacher_side}, the student "
+                f"has {student_side}. Train both with the same command, horizon, bins and dataset statistics."
             )
     teacher.temperature = student.temperature
     return teacher

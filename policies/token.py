@@ -65,7 +65,7 @@ class TokenPolicy(nn.Module):
     def distribution(
         self, obs: Observation, tokens: Int[Tensor, "*batch tokens"] | None = None
     ) -> Float[Tensor, "*batch tokens bins"]:
-        """The log-probability of every token at `temperature`; after the given ones if the decoder is autoregressive."""
+        """The log-probability of every token at `temperature`, each after the given ones before it."""
         given = None if tokens is None else tokens.reshape(-1, tokens.shape[-1])
         logits = self.decoder(self.encoder(obs.reshape(-1)), given)
         return (logits.float() / self.temperature).log_softmax(-1).unflatten(0, obs.batch_size)

@@ -1,4 +1,4 @@
-"""Commands as tokens: each number is one of `bins` equal intervals of its range, as in RT-2 and OpenVLA (2023, 2024)."""
+"""Commands as tokens: each number is one of `bins` equal intervals, as in RT-2 (2023) and OpenVLA (2024)."""
 
 import math
 from typing import Literal

@@ -19,7 +19,7 @@ class TextEncoder(nn.Module):
     Each distinct instruction is encoded once per batch.
     """
 
-    def __init__(self, width: int = 64, buckets: int = 2048):
+    def __init__(self, width: int = 64, buckets: int = 1024):
         super().__init__()
         self.width = width
         self.buckets = buckets
