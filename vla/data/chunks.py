@@ -1,0 +1,115 @@
+"""Batches of chunks for supervised learning: an observation and the commands that followed it."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from tensordict import TensorClass, TensorDict
+from torch import Tensor
+
+from vla.data.frames import Frames
+from vla.data.normalise import Statistics
+from vla.types import Observation
+
+
+class ChunkBatch(TensorClass["shadow"]):  # `chunk` is also a method of tensors
+    """What to learn from: `chunk[:, i]` is the command i steps after `obs`, or `padded` beyond the episode's end."""
+
+    obs: Observation
+    chunk: Float[Tensor, "batch horizon action"]
+    padded: Bool[Tensor, "batch horizon"]
+
+
+class Chunks:
+    """An endless stream of batches from `frames`: every epoch is a fresh permutation of all frames.
+
+    Batches have always the same size and may reach into the next epoch. A chunk never crosses into another episode: its
+    rest repeats the last command, marked as padded. With `shift`, pictures are moved at random by up to so many pixels.
+    The stream is a function of the seed and of the number of frames given out, `position`, which is its whole state.
+    """
+
+    def __init__(self, frames: Frames, horizon: int, batch_size: int, *, seed: int = 0, shift: int = 0):
+        if not len(frames):
+            raise ValueError("the dataset has no frames: record episodes first")
+        if horizon < 1 or batch_size < 1 or shift < 0:
+            raise ValueError(f"need horizon >= 1, batch_size >= 1, shift >= 0, got {horizon}, {batch_size}, {shift}")
+        self.frames, self.horizon, self.batch_size, self.seed, self.shift = frames, horizon, batch_size, seed, shift
+        self.position = 0
+        lengths = frames.episode_start.diff()
+        self.last = torch.repeat_interleave(frames.episode_start[1:] - 1, lengths)  # the last frame of each's episode
+        self._order = (-1, torch.empty(0, dtype=torch.long))
+
+    @property
+    def epoch(self) -> float:
+        """How many times the data have been given out."""
+        return self.position / len(self.frames)
+
+    def __iter__(self) -> "Chunks":
+        return self
+
+    def __next__(self) -> ChunkBatch:
+        batch = chunks_at(self.frames, self._next_indices(), self.horizon, self.last)
+        if self.shift:
+            rng = np.random.default_rng([self.seed, 1, self.position])
+            offset = torch.from_numpy(rng.integers(-self.shift, self.shift, (self.batch_size, 2), endpoint=True))
+            for name, pictures in batch.obs.images.items():
+                batch.obs.images[name] = shifted(pictures, offset)
+        self.position += self.batch_size
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seed": self.seed, "position": self.position, "frames": len(self.frames)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where another stream stopped. ValueError if that one ran over other data."""
+        if state["frames"] != len(self.frames):
+            raise ValueError(
+                f"the run was over {state['frames']} frames, now there are {len(self.frames)}: start afresh"
+            )
+        self.seed, self.position = state["seed"], state["position"]
+        self._order = (-1, self._order[1])
+
+    def _next_indices(self) -> Int[Tensor, " batch"]:
+        parts, position, missing = [], self.position, self.batch_size
+        while missing:
+            epoch, start = divmod(position, len(self.frames))
+            part = self._permutation(epoch)[start : start + missing]
+            parts.append(part)
+            position, missing = position + len(part), missing - len(part)
+        return torch.cat(parts)
+
+    def _permutation(self, epoch: int) -> Int[Tensor, " frame"]:
+        if self._order[0] != epoch:
+            rng = np.random.default_rng([self.seed, 0, epoch])
+            self._order = (epoch, torch.from_numpy(rng.permutation(len(self.frames))))
+        return self._order[1]
+
+
+def chunks_at(frames: Frames, index: Int[Tensor, " batch"], horizon: int, last: Int[Tensor, " frame"]) -> ChunkBatch:
+    """The observations at `index` and the commands from there on, up to `last`, the last frame of the same episode."""
+    steps = index[:, None] + torch.arange(horizon)
+    end = last[index, None]
+    b = [len(index)]
+    obs = Observation(
+        images=TensorDict({name: pictures[index] for name, pictures in frames.images.items()}, b),
+        proprio=frames.proprio[index],
+        instruction=[frames.instructions[i] for i in frames.task[index].tolist()],
+        batch_size=b,
+    )
+    return ChunkBatch(obs=obs, chunk=frames.action[steps.minimum(end)], padded=steps > end, batch_size=b)
+
+
+def shifted(
+    pictures: UInt8[Tensor, "batch height width 3"], offset: Int[Tensor, "batch 2"]
+) -> UInt8[Tensor, "batch height width 3"]:
+    """Each picture moved down and right by its `offset` in pixels; the border is repeated (DrQ, 2020)."""
+    height, width = pictures.shape[1:3]
+    rows = (torch.arange(height) - offset[:, :1]).clamp(0, height - 1)
+    columns = (torch.arange(width) - offset[:, 1:]).clamp(0, width - 1)
+    return pictures[torch.arange(len(pictures))[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def statistics(frames: Frames) -> tuple[Statistics, Statistics]:
+    """Those of proprio and of the commands to be learned, over all frames."""
+    return Statistics.of(frames.proprio), Statistics.of(frames.action)
