@@ -1,0 +1,94 @@
+"""Policies on disk: a directory with `policy.json`, how to build it, and `model.safetensors`, its weights."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_object, instantiate
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from vla.types import EnvSpec
+
+CHECKPOINTS = "checkpoints"
+TRUSTED = ("policies", "vla.models", "torch.nn")
+
+
+def save_policy(
+    directory: Path | str, policy: nn.Module, config: Mapping[str, Any], info: Mapping[str, Any] | None = None
+) -> None:
+    """Write `policy`, which `instantiate(config, spec=policy.spec)` builds; `info` is for the reader."""
+    directory = Path(directory)
+    plain = OmegaConf.to_container(OmegaConf.create(dict(config)), resolve=True)
+    directory.mkdir(parents=True, exist_ok=True)
+    description = {"policy": plain, "spec": policy.spec.to_dict(), "info": dict(info or {})}
+    (directory / "policy.json").write_text(json.dumps(description, indent=1) + "\n")
+    weights = {name: x.detach().cpu().clone().contiguous() for name, x in policy.state_dict().items()}
+    save_file(weights, directory / "model.safetensors")
+
+
+def load_policy(directory: Path | str) -> nn.Module:
+    """The policy of a checkpoint or, given the directory of a run, of its last one; in evaluation mode, on the CPU.
+
+    A checkpoint names the classes it is made of, so those must be policies or models of this project or of torch.
+    Raises FileNotFoundError where there is no checkpoint, ValueError if it is not trusted or its weights do not fit.
+    """
+    place = find_policy(directory)
+    description = _read(place)
+    _require_trusted(description["policy"], place)
+    policy = instantiate(description["policy"], spec=EnvSpec.from_dict(description["spec"]))
+    try:
+        policy.load_state_dict(load_file(place / "model.safetensors"))
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {place} do not fit the policy its policy.json describes: {error}") from error
+    return policy.eval()
+
+
+def policy_config(directory: Path | str) -> dict[str, Any]:
+    """The configuration that the policy of a checkpoint was built from."""
+    return _read(find_policy(directory))["policy"]
+
+
+def find_policy(directory: Path | str) -> Path:
+    """Where `policy.json` lies: in `directory`, in its `policy`, or in the last checkpoint of the run it holds."""
+    directory = Path(directory)
+    candidates = [directory, directory / "policy", *(x / "policy" for x in reversed(checkpoints(directory)))]
+    for place in candidates:
+        if (place / "policy.json").is_file():
+            return place
+    what = "has no checkpoint in it" if directory.exists() else "does not exist"
+    raise FileNotFoundError(f"no policy: {directory} {what}; name a run or one of its checkpoints (with policy.json)")
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The finished checkpoints of a run, oldest first."""
+    return sorted((run / CHECKPOINTS).glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
+
+
+def _read(place: Path) -> dict[str, Any]:
+    try:
+        description = json.loads((place / "policy.json").read_text())
+        return {key: description[key] for key in ("policy", "spec", "info")}
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{place / 'policy.json'} is damaged or not a policy's: {error!r}") from error
+
+
+def _require_trusted(config: Any, place: Path) -> None:
+    """A `_target_` may name anything importable; a checkpoint from elsewhere must not choose what runs here."""
+    if isinstance(config, dict):
+        if "_target_" in config and not _is_trusted(config["_target_"]):
+            raise ValueError(
+                f"{place / 'policy.json'} asks for {config['_target_']!r}, which is not in {', '.join(TRUSTED)}: "
+                "refused, since a checkpoint could run anything that way"
+            )
+        config = list(config.values())
+    for value in config if isinstance(config, list) else []:
+        _require_trusted(value, place)
+
+
+def _is_trusted(target: Any) -> bool:
+    """By where the object is defined: `policies.token.torch.load` starts well and is not."""
+    names = tuple(f"{package}." for package in TRUSTED)
+    return str(target).startswith(names) and f"{getattr(get_object(target), '__module__', '')}.".startswith(names)

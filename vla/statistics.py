@@ -1,0 +1,66 @@
+"""Rates and means with their uncertainty: no figure is reported without its n and an interval."""
+
+import math
+from collections.abc import Sequence
+from typing import TypedDict
+
+import numpy as np
+from scipy import stats
+
+
+class Rate(TypedDict):
+    """k of n, with the 95 % Wilson interval: how every success rate is reported."""
+
+    k: int
+    n: int
+    low: float
+    high: float
+
+
+def rate(k: int, n: int) -> Rate:
+    """k successes of n tries; with n = 0 nothing is known, and the interval is all of 0 to 1."""
+    low, high = wilson(k, n)
+    return {"k": k, "n": n, "low": low, "high": high}
+
+
+def wilson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """The score interval of a proportion (Wilson 1927). ValueError unless 0 <= k <= n and 0 < level < 1."""
+    if not 0 <= k <= n:
+        raise ValueError(f"k successes of n tries need 0 <= k <= n, got k={k}, n={n}")
+    _require_level(level)
+    if n == 0:
+        return 0.0, 1.0
+    z = float(stats.norm.ppf((1 + level) / 2))
+    p = k / n
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    return (0.0 if k == 0 else centre - half), (1.0 if k == n else centre + half)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Exact two-sided p-value that two policies are alike, given how many of the same episodes only one solved.
+
+    Episodes that both solved or both failed say nothing about the difference (McNemar 1947).
+    """
+    if min(only_first, only_second) < 0:
+        raise ValueError(f"counts of episodes cannot be negative, got {only_first} and {only_second}")
+    discordant = only_first + only_second
+    return float(stats.binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0
+
+
+def bootstrap(
+    values: Sequence[float], level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """An interval of the mean from resampled means (percentiles); for returns and times, which are not normal."""
+    _require_level(level)
+    if not len(values):
+        raise ValueError("an interval of a mean needs at least one value, got none")
+    x = np.asarray(values, dtype=np.float64)
+    rows = np.random.default_rng(seed).integers(len(x), size=(resamples, len(x)))
+    low, high = np.quantile(x[rows].mean(1), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _require_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, got {level}")
