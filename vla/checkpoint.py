@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
@@ -16,14 +16,20 @@ CHECKPOINTS = "checkpoints"
 TRUSTED = ("policies", "vla.models", "torch.nn")
 
 
+def build_policy(config: Mapping[str, Any], spec: EnvSpec) -> nn.Module:
+    """A new policy for environments like `spec`. (Given to `instantiate` directly, Hydra would make `spec` a config.)"""
+    return instantiate(config, _partial_=True)(spec=spec)
+
+
 def save_policy(
     directory: Path | str, policy: nn.Module, config: Mapping[str, Any], info: Mapping[str, Any] | None = None
 ) -> None:
-    """Write `policy`, which `instantiate(config, spec=policy.spec)` builds; `info` is for the reader."""
+    """Write `policy`, which `build_policy(config, policy.spec)` makes again; `info` is for the reader."""
     directory = Path(directory)
+    spec = cast(EnvSpec, policy.spec)
     plain = OmegaConf.to_container(OmegaConf.create(dict(config)), resolve=True)
     directory.mkdir(parents=True, exist_ok=True)
-    description = {"policy": plain, "spec": policy.spec.to_dict(), "info": dict(info or {})}
+    description = {"policy": plain, "spec": spec.to_dict(), "info": dict(info or {})}
     (directory / "policy.json").write_text(json.dumps(description, indent=1) + "\n")
     weights = {name: x.detach().cpu().clone().contiguous() for name, x in policy.state_dict().items()}
     save_file(weights, directory / "model.safetensors")
@@ -38,7 +44,7 @@ def load_policy(directory: Path | str) -> nn.Module:
     place = find_policy(directory)
     description = _read(place)
     _require_trusted(description["policy"], place)
-    policy = instantiate(description["policy"], spec=EnvSpec.from_dict(description["spec"]))
+    policy = build_policy(description["policy"], EnvSpec.from_dict(description["spec"]))
     try:
         policy.load_state_dict(load_file(place / "model.safetensors"))
     except RuntimeError as error:

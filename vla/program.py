@@ -21,8 +21,8 @@ from vla.run import write_atomically
 Figures = dict[str, Any]
 CONFIGS = str(Path(__file__).parents[1] / "configs")
 TRACEBACK = "ARMATURE_TRACEBACK"
-USER_ERRORS = (ValueError, HydraException, OmegaConfBaseException, FileNotFoundError, FileExistsError)
-USER_ERRORS += (NotADirectoryError, IsADirectoryError, PermissionError)
+FILE_ERRORS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+USER_ERRORS = (ValueError, HydraException, OmegaConfBaseException, *FILE_ERRORS)
 
 
 def program(name: str, body: Callable[[DictConfig], Figures]) -> Callable[[], None]:
@@ -74,7 +74,7 @@ def with_earlier_overrides(arguments: list[str]) -> list[str]:
     if not path.exists():
         raise FileNotFoundError(f"resume={named[-1]}: there is no run ({path} is missing); name its directory")
     said = {_key(x) for x in arguments} | {"run_dir", "resume"}
-    earlier = [x for x in OmegaConf.load(path) if _key(x) not in said]
+    earlier = [str(x) for x in OmegaConf.load(path) if _key(str(x)) not in said]
     return [*earlier, *arguments, *([] if "run_dir" in map(_key, arguments) else [f"run_dir={named[-1]}"])]
 
 

@@ -6,7 +6,7 @@ import random
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ class Run:
     """
 
     def __init__(self, cfg: DictConfig, name: str):
-        config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
         self.name = name
         self.dir = Path(cfg.run_dir)
         self.steps = int(cfg.get("steps", 0))
@@ -45,7 +45,7 @@ class Run:
         write_atomically(self.dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
         seed_everything(cfg.seed)
         self._metrics = self.dir / "metrics.jsonl"
-        self._board = None
+        self._board: Any = None
 
     def restore(self, parts: Mapping[str, Any]) -> int:
         """Load the last checkpoint into `parts`, if there is one; return the step to go on from.
@@ -157,7 +157,7 @@ def _prepare(directory: Path, config: dict[str, Any], *, resume: bool) -> None:
         return
     if not resume:
         raise ValueError(f"run_dir={directory} holds a run already: resume={directory} goes on, or name another one")
-    then = OmegaConf.to_container(OmegaConf.load(before))
+    then = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(before)))
     changed = [key for key in sorted(then.keys() | config.keys()) if then.get(key) != config.get(key)]
     if changed := [key for key in changed if key not in MAY_CHANGE]:
         differences = "; ".join(f"{key} was {then.get(key)}, now {config.get(key)}" for key in changed)
@@ -170,7 +170,7 @@ def _policy_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 def _random_state() -> dict[str, Any]:
     """The states of all global generators, in types that load without unpickling anything else."""
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+    kind, keys, *rest = cast(tuple[Any, ...], np.random.get_state())  # noqa: NPY002
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
