@@ -132,23 +132,24 @@ def pull_cube(scene: Scene) -> Plan:
 
 
 def lift_peg(scene: Scene) -> Plan:
-    """Grasp the lying peg across its middle, turn the hand from pointing down to pointing forward, set it down."""
+    """Grasp the lying peg across its middle and turn it up; the hand leans forward first and backward in the end.
+
+    A quarter turn to either side alone is beyond the wrist's limits.
+    """
     peg, half_length = scene.objects["peg"], 0.12
-    ahead = torch.tensor([1.0, 0, 0]).expand(len(peg), 3)
-    axis = geometry.rotate(peg[:, 3:], ahead)
-    approach = geometry.rotate(scene.tcp[:, 3:], ahead.roll(2, -1))
-    lean = torch.atan2(approach[:, 0], -approach[:, 2])  # of the hand, forward from straight down
+    axis = geometry.rotate(peg[:, 3:], peg.new_tensor([1, 0, 0]).expand(len(peg), 3))
     upright = axis[:, 2].abs().clamp(max=1).arcsin()
     missing = torch.pi / 2 - upright
-    turn = torch.stack([torch.zeros_like(missing), -missing, torch.zeros_like(missing)], -1)
-    rotation = geometry.multiply(geometry.from_rotation_vector(turn), scene.tcp[:, 3:])
-    floor = half_length * upright.sin() + 0.025 * upright.cos()
-    height = torch.where(missing < 0.06, half_length, torch.maximum(floor, torch.tensor(0.07)) + 0.03)
-    carry = torch.cat([scene.tcp[:, :2], (scene.tcp[:, 2] + height - peg[:, 2])[:, None], rotation], -1)
-    flat = lean.abs() < 0.4
-    down = _pointing_down(scene, torch.zeros(len(peg)))
-    grip = torch.cat([peg[:, :3], down], -1)
-    return _fetch(scene, "peg", 0.05, torch.where(flat[:, None], grip, grip), carry)
+    floor = half_length * upright.sin() + 0.025 * upright.cos()  # the middle's height with one end on the table
+    done = missing < 0.05
+    clear = (peg[:, 2] > floor + 0.02) | done  # with an end on the table, the peg would turn in the fingers
+    height = torch.where(done, half_length, floor + 0.06)
+    position = torch.stack([torch.full_like(height, 0.5), scene.tcp[:, 1], scene.tcp[:, 2] + height - peg[:, 2]], -1)
+    rotation = geometry.multiply(_about_y(torch.where(clear, missing, 0.0)), scene.tcp[:, 3:])
+    carry = torch.cat([position, rotation], -1)
+    down = _pointing_down(torch.zeros(len(peg)))
+    grip = torch.cat([peg[:, :3], geometry.multiply(_about_y(torch.full_like(missing, -0.75)), down)], -1)
+    return _fetch(scene, "peg", 0.05, grip, carry)
 
 
 PLANS: dict[str, Callable[[Scene], Plan]] = {
@@ -192,7 +193,7 @@ def _fetch(scene: Scene, name: str, width: float, grip: Float[Tensor, "batch 7"]
 def _slide(scene: Scene, side: float) -> Plan:
     """Put the shut fingers down beside the cube (`side` along x, seen from the cube) and slide it to the goal."""
     cube, goal = scene.objects["cube"], scene.objects["goal_region"]
-    down = _pointing_down(scene, torch.zeros(len(cube)))
+    down = _pointing_down(torch.zeros(len(cube)))
     start = cube[:, :3] + torch.tensor([side * 0.065, 0, 0])
     behind = side * (scene.tcp[:, 0] - cube[:, 0])
     aligned = (scene.tcp[:, 1] - cube[:, 1]).abs() < 0.012
@@ -213,11 +214,16 @@ def _steady(scene: Scene, target: Float[Tensor, "batch 7"]) -> Float[Tensor, "ba
     return torch.cat([target[:, :3], scene.commanded[:, 3:]], -1)
 
 
-def _pointing_down(scene: Scene, yaw: Float[Tensor, " batch"]) -> Float[Tensor, "batch 4"]:
+def _pointing_down(yaw: Float[Tensor, " batch"]) -> Float[Tensor, "batch 4"]:
     """The tool pointing straight down, its fingers closing along y turned by `yaw`."""
     down = torch.tensor([1.0, 0, 0, 0]).expand(len(yaw), 4)
     turn = torch.stack([torch.zeros_like(yaw), torch.zeros_like(yaw), yaw], -1)
     return geometry.multiply(geometry.from_rotation_vector(turn), down)
+
+
+def _about_y(angle: Float[Tensor, " batch"]) -> Float[Tensor, "batch 4"]:
+    zero = torch.zeros_like(angle)
+    return geometry.from_rotation_vector(torch.stack([zero, angle, zero], -1))
 
 
 def _across_faces(scene: Scene, cube: Float[Tensor, "batch 7"], obstacle: Float[Tensor, "batch 7"]) -> Float[Tensor, "batch 4"]:
@@ -234,7 +240,7 @@ def _across_faces(scene: Scene, cube: Float[Tensor, "batch 7"], obstacle: Float[
     near = way.norm(dim=-1) < 0.09
     blocked = near & ((way * fingers).sum(-1).abs() > way.norm(dim=-1) * 0.75)
     other = torch.where(present > best, best + quarter, best - quarter)
-    return _pointing_down(scene, torch.where(blocked, other, best))
+    return _pointing_down(torch.where(blocked, other, best))
 
 
 def _nothing(scene: Scene) -> Float[Tensor, "batch 7"]:

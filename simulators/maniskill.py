@@ -5,6 +5,7 @@ the measured pose: we keep the commanded pose ourselves, solve for joint angles 
 """
 
 import functools
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -323,14 +324,20 @@ class ManiSkillEnv:
         self.has_gripper = "gripper" in controllers
         self.kinematics = Kinematics(agent.urdf_path, agent.ee_link_name, agent.robot, self.arm_joints)
 
+    def _optical_pose(self, sensor: Any) -> tuple[float, ...]:
+        """SAPIEN cameras look along x with z up; turned to look along z with y down, as intrinsics expect."""
+        turn = torch.tensor([[0, 0, 0, -0.5, 0.5, -0.5, 0.5]])
+        base = self._in_base(sensor.camera.get_global_pose())
+        return (*base[0, :3].tolist(), *geometry.multiply(base[:, 3:], turn[:, 3:])[0].tolist())
+
     def _cameras(self) -> tuple[Camera, ...]:
         cameras = []
         for name, sensor in self.sim._sensors.items():
             matrix = sensor.get_params()["intrinsic_cv"][0].cpu().tolist()
             mounted = sensor.config.mount is not None or sensor.config.entity_uid is not None
-            pose = None if mounted else self._in_base(sensor.camera.get_global_pose())[0].tolist()
+            pose = None if mounted else self._optical_pose(sensor)
             cameras.append(
-                Camera(name, sensor.config.height, sensor.config.width, tuple(map(tuple, matrix)), pose and tuple(pose))
+                Camera(name, sensor.config.height, sensor.config.width, tuple(map(tuple, matrix)), pose)
             )
         return tuple(cameras)
 
@@ -338,10 +345,10 @@ class ManiSkillEnv:
 def _make(task: str, num_envs: int, backend: str, robot: str, size: int, fov: float | None, reward: str):
     """The task's registered time limit and the bare simulator."""
     import gymnasium as gym
-    import mani_skill.envs  # registers the tasks
     from mani_skill.utils.registration import REGISTERED_ENVS
 
     check_task(task)
+    logging.getLogger("mani_skill").setLevel(logging.ERROR)  # it warns of every robot its authors did not list
     limit = REGISTERED_ENVS[task].max_episode_steps
     sensors: dict[str, Any] = {"shader_pack": "minimal", "width": size, "height": size}
     if fov is not None:

@@ -104,7 +104,10 @@ class Command:
 
 @dataclass(frozen=True)
 class Camera:
-    """A camera's name and picture size in pixels; intrinsics (3x3) and pose (x y z, quaternion) where known."""
+    """A camera's name and picture size in pixels; intrinsics (3x3, pixels) and pose in the base frame where known.
+
+    The pose (x y z in metres, quaternion) is of the optical frame: z into the scene, x right, y down in the picture.
+    """
 
     name: str
     height: int

@@ -1,0 +1,34 @@
+# Every target sets up what it needs the first time; a second run starts at once.
+PYTHON := .venv/bin/python
+RUN := runs/demo
+
+.PHONY: setup demo test test-all check bench lock clean
+
+setup:
+	@.ci/setup
+
+demo: setup
+	$(PYTHON) -m vla.recipes.demo run_dir=$(RUN)
+
+test: setup
+	$(PYTHON) -m pytest -q -m "not slow" $(ARGS)
+
+test-all: setup
+	$(PYTHON) -m pytest -q $(ARGS)
+
+check: setup
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	$(PYTHON) -m pytest -q -m "not slow" $(ARGS)
+
+bench: setup
+	$(PYTHON) -m benchmarks.rollout
+	$(PYTHON) -m benchmarks.data
+	$(PYTHON) -m benchmarks.sft
+
+lock:
+	.venv/bin/uv pip compile pyproject.toml --extra dev --python-version 3.12 --no-emit-index-url --no-annotate -q -o requirements.lock
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,191 @@
+"""ManiSkill: commands measured in metres and radians on the simulated arm, states, pictures, refusals."""
+
+import pytest
+import torch
+
+from policies.scripted import PLANS, ScriptedExpert
+from simulators.maniskill import INSTRUCTIONS, ManiSkillEnv, check_task, maniskill
+from vla import geometry
+from vla.rollout import rollout
+
+
+@pytest.fixture(scope="module")
+def arm():
+    """One scene without pictures and with enough time to come to rest."""
+    env = ManiSkillEnv("PickCube-v1", images=False, max_steps=1000)
+    yield env
+    env.close()
+
+
+def settle(env, gripper: float = 1.0):
+    rest = torch.tensor([[0.0] * 6 + [gripper]])
+    return [env.step(rest) for _ in range(15)][-1].obs
+
+
+@pytest.mark.parametrize("axis", range(6))
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_command_moves_the_tool_by_its_metres_and_radians(arm, axis, sign):
+    start = settle_at_reset(arm)
+    command = torch.zeros(1, 7)
+    command[0, 6] = 1
+    command[0, axis] = sign * (0.02 if axis < 3 else 0.06)
+    for _ in range(4):
+        arm.step(command)
+    end = settle(arm).privileged["tcp"]
+    moved = geometry.delta_between(start, end, torch.ones(1, 1))[0, :6]
+    expected = 4 * command[0, :6]
+    torch.testing.assert_close(moved[:3], expected[:3], atol=0.001, rtol=0)
+    torch.testing.assert_close(moved[3:], expected[3:], atol=0.005, rtol=0)
+
+
+def settle_at_reset(env):
+    env.reset(0)
+    return settle(env).privileged["tcp"]
+
+
+def test_rotations_about_two_axes_add_up_as_rotation_vectors_not_as_euler_angles(arm):
+    start = settle_at_reset(arm)
+    turn = torch.tensor([[0, 0, 0, 0.1, 0, 0.15, 1.0]])
+    for _ in range(4):
+        arm.step(turn)
+    end = settle(arm).privileged["tcp"]
+    moved = geometry.turn_between(start[:, 3:], end[:, 3:])[0]
+    torch.testing.assert_close(moved, 4 * turn[0, 3:6], atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("gripper", [0.0, 0.4, 1.0])
+def test_the_gripper_is_open_at_one_and_closed_at_zero(arm, gripper):
+    arm.reset(0)
+    obs = settle(arm, gripper)
+    reading = obs.proprio[0, arm.spec.proprio_slice("gripper")].item()
+    # the simulator's closed target is 1 cm below touching, to press on thin things
+    assert reading == pytest.approx(max(0.0, gripper * 1.25 - 0.25), abs=0.02)
+
+
+def test_executed_is_the_command_within_its_limits(arm):
+    arm.reset(0)
+    step = arm.step(torch.tensor([[0.3, 0, 0.4, 0, 0, 2.0, 1.5]]))
+    torch.testing.assert_close(step.executed, torch.tensor([[0.03, 0, 0.04, 0, 0, 0.2, 1.0]]), atol=1e-4, rtol=0)
+
+
+def test_a_blocked_tool_does_not_wind_up_its_commanded_pose(arm):
+    arm.reset(0)
+    down = torch.tensor([[0, 0, -0.05, 0, 0, 0, 0.0]])
+    steps = [arm.step(down) for _ in range(20)]
+    lead = steps[-1].obs.proprio[0, arm.spec.proprio_slice("lead_position")]
+    assert lead.norm() <= 0.1 + 1e-3
+    assert steps[-1].executed[0, :3].norm() < 0.01  # nothing more was commanded: the table is in the way
+    assert steps[-1].obs.privileged["tcp"][0, 2] > -0.01
+
+
+def test_a_state_can_be_taken_up_again_where_it_was_left(arm):
+    arm.reset(4)
+    move = torch.tensor([[0.02, -0.01, -0.02, 0, 0, 0.05, 1.0]])
+    for _ in range(5):
+        arm.step(move)
+    state = arm.get_state()
+    ends = [arm.step(move).obs.privileged["tcp"] for _ in range(5)][-1]
+    arm.reset(9)
+    arm.set_state(state)
+    again = [arm.step(move).obs.privileged["tcp"] for _ in range(5)][-1]
+    torch.testing.assert_close(again, ends, atol=1e-4, rtol=0)
+
+
+def test_pictures_are_upright_and_not_mirrored():
+    """A point moved left, as the camera sees it, must move left in the picture, and a raised one up."""
+    env = ManiSkillEnv("PickCube-v1", image_size=64, mesh_detail=0.05)
+    camera = env.spec.cameras[0]
+    pictures = {}
+    for name, y, z in (("left", 0.12, 0.02), ("right", -0.12, 0.02), ("raised", 0.0, 0.3), ("low", 0.0, 0.02)):
+        env.reset(0)
+        place_cube(env, x=-0.05, y=y, z=z)
+        pictures[name] = red_centre(env._observe().images[camera.name][0])
+    # the camera stands in front of the robot and looks at it: the robot's left is on the picture's left
+    assert pictures["left"][1] > pictures["right"][1] + 10 or pictures["left"][1] < pictures["right"][1] - 10
+    assert pictures["raised"][0] < pictures["low"][0] - 5
+    for name, y, z in (("left", 0.12, 0.02), ("raised", 0.0, 0.3)):
+        expected = project(camera, torch.tensor([-0.05 + 0.615, y, z]))
+        torch.testing.assert_close(torch.tensor(pictures[name]), expected, atol=2.0, rtol=0)
+    env.close()
+
+
+def place_cube(env, *, x, y, z):
+    from mani_skill.utils.structs import Pose
+
+    env.sim.cube.set_pose(Pose.create_from_pq(torch.tensor([[x, y, z]]), torch.tensor([[1.0, 0, 0, 0]])))
+
+
+def red_centre(picture):
+    """Row and column of the mean of what is pure red."""
+    colour = picture.float()
+    red = (colour[..., 0] > 120) & (colour[..., 1] < 60) & (colour[..., 2] < 60)
+    assert red.any()
+    rows, columns = red.nonzero(as_tuple=True)
+    return rows.float().mean().item(), columns.float().mean().item()
+
+
+def project(camera, point):
+    """Row and column of a point in the robot's base frame, by the pinhole camera of the spec."""
+    pose = torch.tensor(camera.pose)
+    seen = geometry.rotate(geometry.conjugate(pose[3:]), point - pose[:3])
+    u, v, w = torch.tensor(camera.intrinsics) @ seen
+    return torch.stack([v / w, u / w])
+
+
+def test_lighter_meshes_show_the_same_scene():
+    full, light = (ManiSkillEnv("PickCube-v1", image_size=64, mesh_detail=d) for d in (1.0, 0.05))
+    a, b = (e.reset(0).images["base_camera"].float() for e in (full, light))
+    assert (a - b).abs().mean() < 6  # of 255; an empty picture differs by over 40
+    blank = torch.full_like(a, a.mean().item())
+    assert (a - blank).abs().mean() > 30
+    full.close()
+    light.close()
+
+
+def test_an_unknown_task_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match=r"no task 'PickCub-v1'.*PickCube-v1"):
+        check_task("PickCub-v1")
+
+
+def test_a_task_that_would_download_is_refused_without_asking():
+    with pytest.raises(ValueError, match="download_asset"):
+        check_task("PickSingleYCB-v1")
+
+
+def test_every_expert_has_an_instruction_and_every_instruction_a_task():
+    assert PLANS.keys() <= INSTRUCTIONS.keys()
+    for task in INSTRUCTIONS:
+        check_task(task)
+
+
+@pytest.mark.parametrize("task", PLANS)
+@pytest.mark.parametrize("horizon", [1, 4])
+def test_experts_finish_their_tasks(task, horizon):
+    env = maniskill(task, num_envs=3, images=False)
+    episodes = rollout(env, ScriptedExpert(task, horizon), seed=500)
+    env.close()
+    assert episodes.success.any(0).sum() >= 3 - (task == "LiftPegUpright-v1")
+
+
+def test_an_expert_goes_on_from_a_state_it_would_never_have_reached():
+    """Closed fingers far away, then open ones around nothing: it must start over from both."""
+    env = maniskill("PickCube-v1", num_envs=2, images=False, max_steps=80)
+    expert = ScriptedExpert("PickCube-v1")
+    obs = env.reset(40)
+    for _ in range(20):
+        obs = env.step(torch.tensor([[-0.02, 0.02, 0.01, 0, 0, 0.1, 0.0]]).expand(2, 7)).obs
+    success = torch.zeros(2, dtype=torch.bool)
+    for _ in range(60):
+        step = env.step(expert.act(obs).commands[:, 0])
+        obs, success = step.obs, success | step.success
+    env.close()
+    assert success.all()
+
+
+def test_an_expert_without_privileged_state_says_what_it_needs():
+    env = maniskill("PickCube-v1", num_envs=1, images=False)
+    obs = env.reset(0)
+    obs.privileged = None
+    with pytest.raises(ValueError, match="privileged"):
+        ScriptedExpert("PickCube-v1").act(obs)
+    env.close()
