@@ -55,7 +55,7 @@ class Step(TensorClass):
     success: Bool[Tensor, "*batch"]
     terminated: Bool[Tensor, "*batch"]
     truncated: Bool[Tensor, "*batch"]
-    executed: Float[Tensor, "*batch action"]
+    executed: Float[Tensor, "... action"]  # [*batch, action] of a command, [*batch, horizon, action] of a chunk
     num_steps: Int[Tensor, "*batch"] | None = None
 
 
