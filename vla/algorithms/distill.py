@@ -56,7 +56,7 @@ class Distill:
         self.clip = clip
         self.max_grad_norm = max_grad_norm
         self.trainable = [p for p in policy.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trainable, lr=lr, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(self.trainable, lr=lr, weight_decay=0.0, fused=True)
         self.parts = {"policy": policy, "optimizer": self.optimizer}
         self.scores_checked = False
 

@@ -1,13 +1,12 @@
 """Supervised fine-tuning: imitate the chunks of a dataset."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch.nn.utils import clip_grad_norm_
 
 from vla.data.chunks import ChunkBatch
-from vla.types import Imitator, Metrics, Observation
+from vla.types import Imitator, Metrics
 
 
 class SFT:
@@ -21,15 +20,13 @@ class SFT:
         weight_decay: float = 1e-4,
         warmup_steps: int = 100,
         max_grad_norm: float = 1.0,
-        augment: Callable[[Observation], Observation] | None = None,
     ):
         if not 0 <= warmup_steps < total_steps:
             raise ValueError(f"warmup_steps must be from 0 to total_steps - 1, got {warmup_steps} of {total_steps}")
         self.policy = policy
         self.max_grad_norm = max_grad_norm
-        self.augment = augment
         self.trainable = [p for p in policy.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trainable, lr=lr, weight_decay=weight_decay)
+        self.optimizer = torch.optim.AdamW(self.trainable, lr=lr, weight_decay=weight_decay, fused=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: warmup_cosine(step, warmup_steps, total_steps)
         )
@@ -37,8 +34,7 @@ class SFT:
 
     def update(self, batch: ChunkBatch) -> Metrics:
         batch = batch.to(self.trainable[0].device)
-        obs = self.augment(batch.obs) if self.augment else batch.obs
-        loss = self.policy.imitation_loss(obs, batch.chunk, batch.padded).mean()
+        loss = self.policy.imitation_loss(batch.obs, batch.chunk, batch.padded).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         grad_norm = clip_grad_norm_(self.trainable, self.max_grad_norm)
