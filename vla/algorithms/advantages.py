@@ -31,12 +31,10 @@ def normalised(advantage: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
 
 
 def teacher_advantage(
-    teacher: Float[Tensor, "*batch factors"], student: Float[Tensor, "*batch factors"], clip: float | None = None
+    teacher: Float[Tensor, "*batch factors"], student: Float[Tensor, "*batch factors"]
 ) -> Float[Tensor, "*batch factors"]:
     """How much likelier the teacher finds each token than the student did: the sampled -KL(student || teacher).
 
-    Never normalised, since its size is the objective. `clip` bounds it both ways: far from what it knows, a teacher is
-    confident noise.
+    Never normalised, since its size is the objective.
     """
-    advantage = teacher.float() - student.float()
-    return advantage if clip is None else advantage.clamp(-clip, clip)
+    return teacher.float() - student.float()

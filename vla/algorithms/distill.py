@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from vla.algorithms.advantages import teacher_advantage
-from vla.algorithms.losses import executed_factors, kl, masked_mean, weighted_loss
+from vla.algorithms.losses import executed_factors, importance_loss, kl, masked_mean
+from vla.algorithms.minibatches import in_order, shuffled
 from vla.algorithms.rescoring import require_same_scores
 from vla.types import Metrics, Rollout, Stochastic
 
@@ -57,43 +58,41 @@ class Distill:
         self.max_grad_norm = max_grad_norm
         self.trainable = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trainable, lr=lr, weight_decay=0.0, fused=True)
+        self.device = self.trainable[0].device
         self.parts = {"policy": policy, "optimizer": self.optimizer}
         self.scores_checked = False
 
     def update(self, rollout: Rollout) -> Metrics:
         decisions = rollout[rollout.valid]
         if not self.scores_checked:
-            require_same_scores(self.policy, decisions, self.minibatch)
+            require_same_scores(self.policy, decisions, self.minibatch, self.device)
             self.scores_checked = True
-        advantage = self._grade(decisions)
-        counts = _counting(decisions)
+        counts = executed_factors(decisions)
+        log_ratio = self._grade(decisions)
+        advantage = log_ratio if self.clip is None else log_ratio.clamp(-self.clip, self.clip)
         metrics = defaultdict(list)
         for _ in range(self.epochs):
-            for i in torch.randperm(len(decisions)).split(self.minibatch):
-                for name, x in self._step(decisions[i], advantage[i], counts[i]).items():
+            for some in shuffled(self.minibatch, self.device, decisions, advantage, counts):
+                for name, x in self._step(*some).items():
                     metrics[name].append(x)
-        student = decisions.action.log_prob
         return {
-            "reverse_kl": -masked_mean(advantage.cpu(), counts).item(),
-            "student_log_prob": masked_mean(student, counts).item(),
+            "reverse_kl": -masked_mean(log_ratio, counts).item(),
+            "student_log_prob": masked_mean(decisions.action.log_prob, counts).item(),
             **{name: sum(xs) / len(xs) for name, xs in metrics.items()},
         }
 
     @torch.no_grad()
     def _grade(self, decisions: Rollout) -> Float[Tensor, "batch factors"]:
-        """The teacher sees only what the student saw and chose, after the fact; it never acts."""
-        rows = [some.to(self._device) for some in decisions.split(self.minibatch)]
-        return torch.cat(
-            [
-                teacher_advantage(self.teacher.log_prob(some.obs, some.action), some.action.log_prob, self.clip).cpu()
-                for some in rows
-            ]
-        )
+        """The teacher sees what the student saw and chose, after the fact; it never acts."""
+        graded = [
+            teacher_advantage(self.teacher.log_prob(some.obs, some.action), some.action.log_prob)
+            for some in in_order(self.minibatch, self.device, decisions)
+        ]
+        return torch.cat(graded).cpu()
 
     def _step(
         self, some: Rollout, advantage: Float[Tensor, "batch factors"], counts: Bool[Tensor, "batch factors"]
     ) -> Metrics:
-        some, advantage, counts = (x.to(self._device) for x in (some, advantage, counts))
         loss = self.loss(some, advantage, counts)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -103,21 +102,10 @@ class Distill:
 
     def _sampled(self, some: Rollout, advantage: Tensor, counts: Tensor) -> Float[Tensor, ""]:
         log_prob = self.policy.log_prob(some.obs, some.action)
-        return weighted_loss(log_prob - some.action.log_prob, advantage, counts)
+        return importance_loss(log_prob - some.action.log_prob, advantage, counts)
 
     def _exact(self, some: Rollout, _: Tensor, counts: Tensor) -> Float[Tensor, ""]:
         tokens = some.action.latent["tokens"]
         with torch.no_grad():
             teacher = self.teacher.distribution(some.obs, tokens)
         return masked_mean(kl(self.policy.distribution(some.obs, tokens), teacher), counts)
-
-    @property
-    def _device(self) -> torch.device:
-        return self.trainable[0].device
-
-
-def _counting(decisions: Rollout) -> Bool[Tensor, "batch factors"]:
-    """The student is not graded for what it would have done after the end."""
-    horizon, action = decisions.action.commands.shape[-2:]
-    num_steps = decisions.num_steps if decisions.num_steps is not None else torch.full(decisions.batch_size, horizon)
-    return executed_factors(num_steps, horizon, action, decisions.action.log_prob.shape[-1])

@@ -3,8 +3,10 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
+
+from vla.types import Rollout
 
 Granularity = Literal["factor", "command", "chunk"]
 
@@ -14,17 +16,17 @@ def masked_mean(x: Float[Tensor, "*batch"], mask: Bool[Tensor, "*batch"]) -> Flo
     return torch.where(mask, x, 0).sum() / mask.sum().clamp(min=1)
 
 
-def executed_factors(
-    num_steps: Int[Tensor, "*batch"], horizon: int, action: int, factors: int
-) -> Bool[Tensor, "*batch factors"]:
-    """Which factors led to commands that were executed before the episode ended.
+def executed_factors(decisions: Rollout) -> Bool[Tensor, "*batch factors"]:
+    """Which factors led to commands that were executed before the episode ended; the others earned nothing.
 
     Known for heads with one factor per number of the chunk; all factors of any other head count.
     """
-    if factors != horizon * action:
-        return torch.ones(*num_steps.shape, factors, dtype=torch.bool, device=num_steps.device)
-    command = torch.arange(horizon, device=num_steps.device)
-    return (command < num_steps[..., None]).repeat_interleave(action, -1)
+    horizon, action = decisions.action.commands.shape[-2:]
+    log_prob = decisions.action.log_prob
+    if decisions.num_steps is None or log_prob.shape[-1] != horizon * action:
+        return torch.ones_like(log_prob, dtype=torch.bool)
+    command = torch.arange(horizon, device=log_prob.device)
+    return (command < decisions.num_steps[..., None]).repeat_interleave(action, -1)
 
 
 def regroup(
@@ -63,7 +65,7 @@ def clipped_loss(
     return -masked_mean(torch.minimum(ratio * gain, ratio.clamp(1 - clip, 1 + clip) * gain), mask)
 
 
-def weighted_loss(
+def importance_loss(
     log_ratio: Float[Tensor, "batch groups"],
     advantage: Float[Tensor, "batch groups"],
     mask: Bool[Tensor, "batch groups"],

@@ -2,21 +2,23 @@
 
 import torch
 
+from vla.algorithms.minibatches import in_order
 from vla.types import Rollout, Stochastic
 
 
 @torch.no_grad()
-def require_same_scores(policy: Stochastic, decisions: Rollout, minibatch: int = 256, tolerance: float = 1e-3) -> None:
+def require_same_scores(
+    policy: Stochastic, decisions: Rollout, minibatch: int, device: torch.device, tolerance: float = 1e-3
+) -> None:
     """RuntimeError, naming the largest deviation, unless every probability ratio is within `tolerance` of 1.
 
     What breaks it: scoring at another temperature than sampling, dropout, other weights than those that played, or a
     latent that does not hold all that was drawn.
     """
-    worst = torch.zeros(())
-    for some in decisions.split(minibatch):
-        some = some.to(next(policy.parameters()).device)
+    worst = 0.0
+    for some in in_order(minibatch, device, decisions):
         ratio = (policy.log_prob(some.obs, some.action) - some.action.log_prob).exp()
-        worst = torch.maximum(worst, (ratio - 1).abs().nan_to_num(torch.inf).max().cpu())
+        worst = max(worst, (ratio - 1).abs().nan_to_num(torch.inf).max().item())
     if worst >= tolerance:
         raise RuntimeError(
             f"scoring the stored decisions again gives other probabilities: |ratio - 1| is up to {worst:.3g}, allowed "

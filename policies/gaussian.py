@@ -1,0 +1,80 @@
+"""A diagonal Gaussian over the whole chunk."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float
+from tensordict import TensorDict
+from torch import Tensor, nn
+from torch.distributions import Normal
+
+from vla.data.normalise import Statistics
+from vla.models.action_tokens import command_range
+from vla.models.normaliser import Normaliser
+from vla.types import Action, EnvSpec, Observation
+
+MIN_STD = 0.02  # of normalised commands: keeps a likelihood finite where the data never vary
+
+
+class GaussianPolicy(nn.Module):
+    """Every number of the chunk is a factor; its standard deviation is learned and the same in every state.
+
+    The sample is normalised: by the statistics of the data or, before there are any, so that the limits of a command
+    are -1 and 1. `std` is where it starts. Commands are not clipped here; environments do that.
+    """
+
+    def __init__(self, spec: EnvSpec, encoder: Callable[[EnvSpec], nn.Module], horizon: int, std: float = 0.5):
+        super().__init__()
+        if std <= MIN_STD:
+            raise ValueError(f"std must be above {MIN_STD} (in normalised commands), got {std}")
+        self.spec = spec
+        self.horizon = horizon
+        self.encoder = encoder(spec)
+        self.head = nn.Linear(self.encoder.width, horizon * spec.action_dim)
+        nn.init.orthogonal_(self.head.weight, 0.01)
+        nn.init.zeros_(self.head.bias)
+        self.log_std = nn.Parameter(torch.full((horizon, spec.action_dim), math.log(std - MIN_STD)))
+        self.normaliser = Normaliser(spec.action_dim, floor=1e-3)
+        low, high = command_range(spec.command)
+        self.normaliser.set((low + high) / 2, (high - low) / 2)
+
+    def set_statistics(self, proprio: Statistics, action: Statistics) -> None:
+        self.encoder.set_statistics(proprio)
+        self.normaliser.set(action.mean, action.std)
+
+    def act(self, obs: Observation) -> Action:
+        distribution = self._distribution(obs)
+        return self._action(distribution, distribution.sample(), obs)
+
+    def mode(self, obs: Observation) -> Action:
+        """The mean of the chunk."""
+        distribution = self._distribution(obs)
+        return self._action(distribution, distribution.mean, obs)
+
+    def log_prob(self, obs: Observation, action: Action) -> Float[Tensor, "*batch factors"]:
+        return self._distribution(obs).log_prob(action.latent["sample"]).flatten(-2)
+
+    def imitation_loss(
+        self,
+        obs: Observation,
+        chunk: Float[Tensor, "batch horizon action"],
+        padded: Bool[Tensor, "batch horizon"] | None = None,
+    ) -> Float[Tensor, " batch"]:
+        """The negative log-likelihood per number, averaged over those that are not padding."""
+        loss = -self._distribution(obs).log_prob(self.normaliser(chunk)).mean(-1)
+        if padded is None:
+            return loss.mean(-1)
+        return (loss * ~padded).sum(-1) / (~padded).sum(-1).clamp(min=1)
+
+    def _distribution(self, obs: Observation) -> Normal:
+        mean = self.head(self.encoder(obs.reshape(-1))).unflatten(-1, (self.horizon, -1))
+        return Normal(mean.unflatten(0, obs.batch_size), MIN_STD + self.log_std.exp())
+
+    def _action(self, distribution: Normal, sample: Float[Tensor, "*batch horizon action"], obs: Observation) -> Action:
+        return Action(
+            commands=self.normaliser.inverse(sample),
+            log_prob=distribution.log_prob(sample).flatten(-2),
+            latent=TensorDict({"sample": sample}, obs.batch_size),
+            batch_size=obs.batch_size,
+        )

@@ -1,0 +1,25 @@
+"""Decisions in portions that fit the device that learns from them."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from tensordict import TensorClass
+from torch import Tensor
+
+
+def shuffled(size: int, device: torch.device, *columns: Tensor | TensorClass) -> Iterator[tuple]:
+    """All rows once, in a fresh order from torch's global generator, about `size` at a time and evenly."""
+    num_rows = len(columns[0])
+    for rows in torch.randperm(num_rows).tensor_split(math.ceil(num_rows / size)):
+        yield tuple(_placed(column[rows], device) for column in columns)
+
+
+def in_order[Rows: Tensor | TensorClass](size: int, device: torch.device, rows: Rows) -> Iterator[Rows]:
+    """All rows once, as they come."""
+    for part in rows.split(size):
+        yield _placed(part, device)
+
+
+def _placed[Rows: Tensor | TensorClass](rows: Rows, device: torch.device) -> Rows:
+    return rows if device.type == "cpu" else rows.to(device)  # rollouts live on the CPU; even a needless `to` takes ms
