@@ -6,19 +6,30 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydra.utils import get_object, instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vla.types import EnvSpec
+from vla.types import EnvSpec, require_agreement
 
 CHECKPOINTS = "checkpoints"
 TRUSTED = ("policies", "vla.models", "torch.nn")
 
 
 def build_policy(config: Mapping[str, Any], spec: EnvSpec) -> nn.Module:
-    """A new policy for environments like `spec`. (Given to `instantiate` directly, Hydra would make `spec` a config.)"""
+    """A new policy for environments like `spec`; `instantiate(config, spec=spec)` would turn `spec` into a config."""
     return instantiate(config, _partial_=True)(spec=spec)
+
+
+def initial_policy(
+    config: Mapping[str, Any], init: Path | str | None, spec: EnvSpec
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The policy to train, and its configuration: a new one, or that of the checkpoint `init` if it fits `spec`."""
+    if init is None:
+        return build_policy(config, spec), cast(dict[str, Any], _plain(config))
+    policy = load_policy(init)
+    require_agreement(cast(EnvSpec, policy.spec), spec)
+    return policy.train(), policy_config(init)
 
 
 def save_policy(
@@ -27,9 +38,8 @@ def save_policy(
     """Write `policy`, which `build_policy(config, policy.spec)` makes again; `info` is for the reader."""
     directory = Path(directory)
     spec = cast(EnvSpec, policy.spec)
-    plain = OmegaConf.to_container(OmegaConf.create(dict(config)), resolve=True)
     directory.mkdir(parents=True, exist_ok=True)
-    description = {"policy": plain, "spec": spec.to_dict(), "info": dict(info or {})}
+    description = {"policy": _plain(config), "spec": spec.to_dict(), "info": dict(info or {})}
     (directory / "policy.json").write_text(json.dumps(description, indent=1) + "\n")
     weights = {name: x.detach().cpu().clone().contiguous() for name, x in policy.state_dict().items()}
     save_file(weights, directory / "model.safetensors")
@@ -71,6 +81,10 @@ def find_policy(directory: Path | str) -> Path:
 def checkpoints(run: Path) -> list[Path]:
     """The finished checkpoints of a run, oldest first."""
     return sorted((run / CHECKPOINTS).glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
+
+
+def _plain(config: Mapping[str, Any]) -> Any:
+    return OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)
 
 
 def _read(place: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -25,22 +25,28 @@ FILE_ERRORS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirect
 USER_ERRORS = (ValueError, HydraException, OmegaConfBaseException, *FILE_ERRORS)
 
 
-def program(name: str, body: Callable[[DictConfig], Figures]) -> Callable[[], None]:
+def program(
+    name: str, body: Callable[[DictConfig], Figures], short: Mapping[str, str] | None = None
+) -> Callable[[], None]:
     """The command configured by `configs/<name>.yaml`, which must have `run_dir`.
 
     Writes `summary.json` into the run directory and prints it as the last line of stdout: one line of JSON with
     `program`, `seconds`, `run_dir` and the figures. All else goes to stderr. What the user can mend (a wrong value, a
     missing file) is one message and exit status 2, without a traceback unless ARMATURE_TRACEBACK=1; anything
-    unexpected has its traceback and status 1. `resume=DIR` repeats the overrides that DIR was started with.
+    unexpected has its traceback and status 1. `resume=DIR` repeats the overrides that DIR was started with. `short`
+    are names for keys: Hydra reads `policy=X` as an option of the group `policy`, so a path needs another key.
     """
 
     def main() -> None:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of exiting
-        summaries: list[str] = []
+        ended: dict[str, Any] = {}
         try:
-            sys.argv[1:] = with_earlier_overrides(sys.argv[1:])
-            hydra.main(config_path=CONFIGS, config_name=name, version_base="1.3")(_task(name, body, summaries))()
+            sys.argv[1:] = with_earlier_overrides(_in_full(sys.argv[1:], short or {}))
+            hydra.main(config_path=CONFIGS, config_name=name, version_base="1.3")(_task(name, body, ended))()
+            if "error" in ended:
+                raise ended["error"]
         except KeyboardInterrupt:
+            sys.stderr.write(f"{name}: interrupted\n")
             sys.exit(130)
         except USER_ERRORS as error:
             if os.environ.get(TRACEBACK) or not _is_for_the_user(error):
@@ -48,8 +54,8 @@ def program(name: str, body: Callable[[DictConfig], Figures]) -> Callable[[], No
             sys.stderr.write(f"{name}: {message(error)}\n")
             sys.exit(2)
         sys.stderr.flush()
-        for summary in summaries:  # none if only --help or --cfg was asked for
-            sys.stdout.write(f"{summary}\n")
+        if "summary" in ended:  # not after --help or --cfg
+            sys.stdout.write(json.dumps(ended["summary"]) + "\n")
 
     return main
 
@@ -91,16 +97,30 @@ def message(error: BaseException) -> str:
     return f"{error} {reason}".strip()
 
 
-def _task(name: str, body: Callable[[DictConfig], Figures], summaries: list[str]) -> Callable[[DictConfig], None]:
+def _task(name: str, body: Callable[[DictConfig], Figures], ended: dict[str, Any]) -> Callable[[DictConfig], None]:
+    """What Hydra runs. It reports every error in its own way, so errors are carried past it."""
+
     @functools.wraps(body)
     def task(cfg: DictConfig) -> None:
         for handler in logging.getLogger().handlers:
             if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
                 handler.setStream(sys.stderr)
-        with redirect_stdout(sys.stderr):
-            summaries.append(json.dumps(summarised(name, body, cfg)))
+        try:
+            with redirect_stdout(sys.stderr):
+                ended["summary"] = summarised(name, body, cfg)
+        except Exception as error:  # raised again by `main`
+            ended["error"] = error
 
     return task
+
+
+def _in_full(arguments: list[str], short: Mapping[str, str]) -> list[str]:
+    """`algorithm.lr=1` may name any parameter of the constructor, also one that its YAML leaves at its default.
+
+    A wrong name is refused by the constructor.
+    """
+    full = [f"{short[_key(x)]}={x.partition('=')[2]}" if _key(x) in short else x for x in arguments]
+    return [f"++{x}" if "." in x.partition("=")[0] and x[0].isalpha() else x for x in full]
 
 
 def _is_for_the_user(error: BaseException) -> bool:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from vla.checkpoint import CHECKPOINTS, checkpoints, load_policy, save_policy
+from vla.identity import identity
 from vla.types import Metrics
 
 __all__ = ["Run", "load_policy", "save_policy"]
@@ -42,16 +43,19 @@ class Run:
         self.keep_last = int(cfg.get("keep_last", 3))
         self.device = find_device(cfg.get("device", "cpu"))
         _prepare(self.dir, config, resume=cfg.get("resume") is not None)
-        write_atomically(self.dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
         seed_everything(cfg.seed)
+        self._config = OmegaConf.to_yaml(OmegaConf.create(config))
         self._metrics = self.dir / "metrics.jsonl"
         self._board: Any = None
 
     def restore(self, parts: Mapping[str, Any]) -> int:
-        """Load the last checkpoint into `parts`, if there is one; return the step to go on from.
+        """Begin: load the last checkpoint into `parts`, if there is one; return the step to go on from.
 
-        The log is cut back to that step, and the random state is as it was then.
+        The log is cut back to that step, and the random state is as it was then. Call it when all that can be refused
+        has been: from here on the directory is this run's.
         """
+        write_atomically(self.dir / "config.yaml", self._config)
+        write_atomically(self.dir / "identity.json", json.dumps(identity(), indent=1) + "\n")
         found = checkpoints(self.dir)
         step = 0
         if found:
@@ -61,7 +65,8 @@ class Run:
                 part.load_state_dict(_policy_weights(found[-1]) if name == "policy" else state["parts"][name])
             _set_random_state(state["random"])
         kept = [row for row in read_metrics(self.dir) if found and row["step"] <= step]
-        write_atomically(self._metrics, "".join(json.dumps(row) + "\n" for row in kept))
+        if self._metrics.exists():
+            write_atomically(self._metrics, "".join(json.dumps(row) + "\n" for row in kept))
         return step
 
     def loop(self, start: int) -> Iterator[int]:
@@ -105,6 +110,9 @@ class Run:
         for old in checkpoints(self.dir)[: -self.keep_last]:
             shutil.rmtree(old)
         return place
+
+    def last_checkpoint(self) -> Path | None:
+        return checkpoints(self.dir)[-1] if checkpoints(self.dir) else None
 
     def close(self) -> None:
         if self._board is not None:

@@ -1,0 +1,187 @@
+"""Collecting episodes, in this process or with Ray in several; the only file that imports ray."""
+
+import copy
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import ray
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from ray.exceptions import RayActorError, RayTaskError
+from torch import Tensor, nn
+
+from vla.evaluation import OnDevice
+from vla.rollout import Greedy, rollout
+from vla.types import EnvSpec, Rollout
+
+ROOT = Path(__file__).parents[1]
+
+
+class Collector:
+    """One worker: it builds its own environments, so only it imports the simulator, and keeps its own policy."""
+
+    def __init__(self, env: Mapping[str, Any], device: str = "cpu"):
+        try:
+            self.env = instantiate(env)
+        except InstantiationException as error:  # what the constructor said is more use than what Hydra adds
+            raise error.__cause__ or error from None
+        self.device = torch.device(device)
+
+    def spec(self) -> EnvSpec:
+        return self.env.spec
+
+    def load(self, policy: nn.Module) -> None:
+        self.policy = policy.to(self.device).eval()
+        self.actors = {greedy: self._placed(Greedy(policy) if greedy else policy) for greedy in (False, True)}
+
+    def collect(self, weights: Mapping[str, Tensor], seed: int, *, greedy: bool = False) -> Rollout:
+        """One episode per environment, from `seed` on, played by the policy with these weights."""
+        if unknown := self.policy.load_state_dict(weights, strict=False).unexpected_keys:
+            raise ValueError(f"weights that the policy does not have: {', '.join(unknown)}")
+        return rollout(self.env, self.actors[greedy], seed=seed)
+
+    def _placed(self, actor: Any) -> Any:
+        return actor if self.device.type == "cpu" else OnDevice(actor, self.device)
+
+
+class Pending(Protocol):
+    """Episodes still being played."""
+
+    def get(self) -> Rollout: ...
+
+
+class Collectors:
+    """`env.num_envs` environments, spread evenly over Ray workers on this machine.
+
+    Worker w plays the episodes from `seed + w * (num_envs / workers)` on, so which episodes are played does not
+    depend on the number of workers. Every fleet has a Ray of its own: runs on one machine do not meet. Raises
+    ValueError if the environments cannot be spread evenly, and RuntimeError if a worker dies.
+    """
+
+    def __init__(self, env: Mapping[str, Any], *, workers: int, gpus_per_worker: float = 0):
+        num_envs = int(env["num_envs"])
+        if workers < 1 or num_envs % workers:
+            raise ValueError(f"env.num_envs={num_envs} cannot be spread evenly over workers={workers}: change one")
+        self.share = num_envs // workers
+        self.scratch = _start_ray(workers)
+        make = ray.remote(num_cpus=1, num_gpus=gpus_per_worker)(Collector)
+        device = "cuda" if gpus_per_worker else "cpu"
+        self.workers = [make.remote({**env, "num_envs": self.share}, device) for _ in range(workers)]
+        self.loaded = False
+        try:
+            self.spec: EnvSpec = replace(_wait([w.spec.remote() for w in self.workers])[0], num_envs=num_envs)
+        except BaseException:
+            self.close()
+            raise
+
+    def start(self, policy: nn.Module, seed: int, *, greedy: bool = False) -> Pending:
+        """Begin one episode per environment with the policy as it is now; returns at once."""
+        if not self.loaded:  # the whole module once, frozen weights included; later only what changes
+            whole = ray.put(_on_cpu(policy))
+            _wait([w.load.remote(whole) for w in self.workers])
+            self.loaded = True
+        weights = ray.put(_changing(policy))
+        calls = enumerate(self.workers)
+        return _Underway([w.collect.remote(weights, seed + i * self.share, greedy=greedy) for i, w in calls])
+
+    def close(self) -> None:
+        ray.shutdown()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class OneProcess:
+    """The same as `Collectors`, without Ray: for laptops, tests and GPU simulators."""
+
+    def __init__(self, env: Mapping[str, Any], *, device: torch.device | str = "cpu"):
+        self.collector = Collector(env, str(device))
+        self.spec = self.collector.spec()
+        self.loaded = False
+
+    def start(self, policy: nn.Module, seed: int, *, greedy: bool = False) -> Pending:
+        if not self.loaded:
+            self.collector.load(_on_cpu(policy))
+            self.loaded = True
+        return _Done(self.collector.collect(_changing(policy), seed, greedy=greedy))
+
+    def close(self) -> None:
+        self.collector.env.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def join(rollouts: list[Rollout]) -> Rollout:
+    """Put episodes side by side; those that ended earlier repeat their last row, which is not valid."""
+    rows = max(len(x) for x in rollouts)
+    return Rollout.cat([Rollout.cat([x, *[x[-1:]] * (rows - len(x))], dim=0) for x in rollouts], dim=1)
+
+
+class _Underway:
+    def __init__(self, calls: list[Any]):
+        self.calls = calls
+
+    def get(self) -> Rollout:
+        return join(_wait(self.calls))
+
+
+class _Done:
+    def __init__(self, episodes: Rollout):
+        self.episodes = episodes
+
+    def get(self) -> Rollout:
+        return self.episodes
+
+
+def _start_ray(workers: int) -> Path:
+    """Start a Ray that no other program uses or finds; returns where it keeps its sockets and logs.
+
+    Workers import this checkout. Their path of sockets must stay short, so it is not below the run directory.
+    """
+    scratch = Path(tempfile.mkdtemp(prefix="ray-"))
+    ray.init(
+        address="local",
+        num_cpus=workers,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}},
+        _temp_dir=str(scratch),
+    )
+    return scratch
+
+
+def _wait(calls: list[Any]) -> list[Any]:
+    """The results. What a worker raised is raised here; a worker that died is a RuntimeError."""
+    try:
+        return ray.get(calls)
+    except RayTaskError as error:
+        raise error.cause from error
+    except RayActorError as error:
+        raise RuntimeError(
+            f"a worker died while it played episodes: {error}. Out of memory? Use fewer workers or environments; "
+            "with workers=0 everything runs in this process and shows its own messages."
+        ) from error
+
+
+def _on_cpu(policy: nn.Module) -> nn.Module:
+    return copy.deepcopy(policy).cpu()
+
+
+def _changing(policy: nn.Module) -> dict[str, Tensor]:
+    """Weights that are trained, and buffers: what the workers' own copy may lack."""
+    frozen = {name for name, x in policy.named_parameters() if not x.requires_grad}
+    return {name: x.detach().cpu() for name, x in policy.state_dict().items() if name not in frozen}

@@ -1,0 +1,111 @@
+"""Learning from one's own episodes, by RL or distillation: `python -m vla.recipes.online env=point policy=token`."""
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from vla.checkpoint import initial_policy, policy_config
+from vla.collect import Collectors, OneProcess
+from vla.evaluation import Episode, outcomes, summarise
+from vla.program import Figures, program
+from vla.run import Run, read_metrics
+from vla.statistics import Rate, rate
+from vla.types import Algorithm
+from vla.video import save_film
+
+SEEDS_PER_RUN = 1_000_000  # training episodes of the run with seed s are numbered from (s + 1) million on
+
+
+def online(cfg: DictConfig) -> Figures:
+    """Play with the current weights, learn from it, and now and then test greedily on the same held-out episodes."""
+    if cfg.init is not None:
+        with open_dict(cfg):
+            cfg.policy = OmegaConf.create(policy_config(cfg.init))
+    run = Run(cfg, "online")
+    seeds = training_seeds(cfg)
+    num_envs = cfg.env.num_envs
+    with _collectors(cfg, run) as collectors:
+        policy, config = initial_policy(cfg.policy, cfg.init, collectors.spec)
+        policy.to(run.device)
+        algorithm: Algorithm = instantiate(cfg.algorithm, _partial_=True)(policy=policy)
+        reward_model = instantiate(cfg.reward)
+        first = run.restore(algorithm.parts)
+        if first == 0 and cfg.test_every:
+            run.log(0, summarise(test(collectors, policy, run, 0, cfg), "test"))
+        for step in run.loop(first):
+            seed = seeds[(step - 1) * num_envs]
+            episodes = collectors.start(policy, seed).get()
+            episodes.reward = reward_model(episodes)
+            metrics = {**summarise(outcomes(episodes, seed), "train"), **algorithm.update(episodes)}
+            if run.due(step, cfg.test_every):
+                metrics |= summarise(test(collectors, policy, run, step, cfg), "test")
+            run.log(step, metrics)
+            run.show(**{name: x for name, x in metrics.items() if name.endswith("/success")})
+            if run.due(step, cfg.save_every):
+                run.save(step, algorithm.parts, config)
+    run.close()
+    return _figures(run)
+
+
+def training_seeds(cfg: DictConfig) -> range:
+    """The episodes to learn from. ValueError if a test episode is one of them."""
+    first = SEEDS_PER_RUN * (cfg.seed + 1)
+    seeds = range(first, first + max(cfg.steps, 1) * cfg.env.num_envs)
+    last_test = cfg.test_seed + cfg.test_episodes - 1
+    if cfg.seed < 0 or cfg.steps < 1 or cfg.test_episodes < 1 or seeds[-1] >= 2**32:
+        raise ValueError(
+            "need seed from 0 to 4000, steps >= 1 and test_episodes >= 1, "
+            f"got {cfg.seed}, {cfg.steps} and {cfg.test_episodes}"
+        )
+    if cfg.test_seed <= seeds[-1] and last_test >= first:
+        raise ValueError(
+            f"test episodes {cfg.test_seed} to {last_test} overlap training episodes {first} to {seeds[-1]}: "
+            "choose another test_seed, for example 10000"
+        )
+    return seeds
+
+
+def test(collectors: Collectors | OneProcess, policy, run: Run, step: int, cfg: DictConfig) -> list[Episode]:
+    """The test episodes, played greedily; the first few are filmed."""
+    played: list[Episode] = []
+    seeds = range(cfg.test_seed, cfg.test_seed + cfg.test_episodes, collectors.spec.num_envs)
+    for seed, pending in [(seed, collectors.start(policy, seed, greedy=True)) for seed in seeds]:
+        batch = pending.get()[:, : cfg.test_episodes - len(played)]
+        new = outcomes(batch, seed)
+        for outcome, episode in list(zip(new, batch.episodes(), strict=True))[: max(0, cfg.videos - len(played))]:
+            end = "success" if outcome.success else "failure"
+            path = run.dir / "videos" / f"step_{step:06d}_seed_{outcome.seed}_{end}.mp4"
+            save_film(path, episode, collectors.spec.control_hz)
+        played += new
+    return played
+
+
+def _collectors(cfg: DictConfig, run: Run) -> Collectors | OneProcess:
+    env = OmegaConf.to_container(cfg.env, resolve=True)
+    if cfg.workers == 0:
+        return OneProcess(env, device=run.device)
+    return Collectors(env, workers=cfg.workers, gpus_per_worker=cfg.gpus_per_worker)
+
+
+def _figures(run: Run) -> Figures:
+    rows = read_metrics(run.dir)
+    train, test = _over_time(rows, "train"), _over_time(rows, "test")
+    return {
+        "train": train,
+        "test": test,
+        "final": test[-1] if test else train[-1],
+        "episodes": sum(x["n"] for x in train),
+        "env_steps": round(sum(row["train/steps"] * row["train/episodes"] for row in rows if "train/steps" in row)),
+        "checkpoint": str(run.last_checkpoint()),
+    }
+
+
+def _over_time(rows, prefix: str) -> list[Rate]:
+    known = [row for row in rows if f"{prefix}/success" in row]
+    counts = [(row["step"], row[f"{prefix}/success"], row[f"{prefix}/episodes"]) for row in known]
+    return [{"step": step, **rate(round(share * n), n)} for step, share, n in counts]
+
+
+main = program("online", online)
+
+if __name__ == "__main__":
+    main()
