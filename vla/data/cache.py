@@ -4,9 +4,8 @@ import hashlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import zarr
@@ -16,23 +15,17 @@ CACHE = ".cache"
 FRAMES_PER_CHUNK = 64
 
 
-class Reader(Protocol):
-    """Decodes the pictures of one camera, uint8 `[frame, height, width, 3]`."""
+def cached(directory: Path, readers: Mapping[str, Callable[[], np.ndarray]]) -> dict[str, np.ndarray]:
+    """The pictures by camera, uint8 `[frame, height, width, 3]`, from `readers` or from what is kept of them.
 
-    def read(self) -> np.ndarray: ...
-
-
-def cached(directory: Path, readers: Mapping[str, Reader]) -> dict[str, np.ndarray]:
-    """What the readers read, from zarr below `directory/.cache` if they have read these very files before.
-
-    The store's name is the fingerprint of all files of the dataset, so one that changed is decoded again. Where nothing
-    can be written, nothing is kept.
+    What was read is kept as zarr below `directory/.cache`, named by the fingerprint of all files of the dataset: one
+    that changed is decoded again. Where nothing can be written, nothing is kept.
     """
     store = directory / CACHE / f"{_fingerprint(directory)}.zarr"
     if store.exists():
         group = zarr.open_group(store, mode="r")
         return {name: group[name][:] for name in readers}
-    pictures = {name: reader.read() for name, reader in readers.items()}
+    pictures = {name: read() for name, read in readers.items()}
     try:
         _keep(store, pictures)
     except OSError as error:

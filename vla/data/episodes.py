@@ -6,9 +6,8 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -20,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vla.data.features import columns, features, instruction
+from vla.identity import identity
 from vla.types import EnvSpec, Rollout, require_agreement
 
 DESCRIPTION = Path("meta/armature.json")
@@ -138,7 +138,7 @@ class EpisodeWriter:
             shutil.rmtree(self.work)
         self.lock.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "EpisodeWriter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -241,18 +241,17 @@ def _describe(
     out: Path,
 ) -> dict[str, Any]:
     """What `meta/armature.json` says; what an earlier writer of the same dataset fixed stays."""
-    versions = {name: version(name) for name in ("lerobot", "torch", "numpy")}
     if earlier is None:
         envs = [dict(env)] if env else []
         fixed = {"spec": spec.to_dict(), "images": images, "sources": list(sources), "attempts": []}
-        return {"format": 1, **fixed, "envs": envs, "software": versions}
+        return {"format": 1, **fixed, "envs": envs, "identity": identity()}
     try:
         require_agreement(EnvSpec.from_dict(earlier["spec"]), spec)
     except ValueError as error:
         raise ValueError(f"{out} holds episodes of another environment, name another directory: {error}") from error
     envs = earlier["envs"] + ([dict(env)] if env and dict(env) not in earlier["envs"] else [])
     names = earlier["sources"] + [name for name in sources if name not in earlier["sources"]]
-    return {**earlier, "envs": envs, "sources": names, "software": versions}
+    return {**earlier, "envs": envs, "sources": names, "identity": identity()}
 
 
 def _write_atomically(path: Path, text: str) -> None:

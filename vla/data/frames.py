@@ -85,7 +85,7 @@ def load_frames(directory: Path | str, *, label: str = "action", command: Comman
     keys = [key for key, x in info["features"].items() if x["dtype"] in ("video", "image")]
     table = _read_table(directory / "data", "index", sorted(COLUMNS & set(info["features"]) | {label}))
     episodes = _read_table(directory / "meta" / "episodes", "episode_index")
-    pictures = cached(directory, {key: _Pictures(directory, info, key, episodes) for key in keys})
+    pictures = cached(directory, {key: _Pictures(directory, info, key, episodes).read for key in keys})
     frames = len(table["index"])
     episode_rows = _numbers(episodes["dataset_to_index"]).long().flatten()
     tasks = pd.read_parquet(directory / "meta" / "tasks.parquet")
@@ -118,7 +118,7 @@ class _Pictures:
         height, width = _height_width(self.info["features"][self.key])
         pictures = np.zeros((self.info["total_frames"], height, width, 3), dtype=np.uint8)
         for path, rows in self._films().items():
-            _decode_film(path, self.info["fps"], rows, pictures)
+            _decode_film(path, float(self.info["fps"]), rows, pictures)
         return pictures
 
     def _films(self) -> dict[Path, dict[int, int]]:
@@ -135,12 +135,15 @@ class _Pictures:
 
 def _decode_film(path: Path, fps: float, rows: dict[int, int], pictures: np.ndarray) -> None:
     missing = dict(rows)
-    with av.open(str(path)) as container:
-        container.streams.video[0].thread_type = "AUTO"
-        for frame in container.decode(video=0):
-            row = missing.pop(round(frame.time * fps), None)
-            if row is not None:
-                pictures[row] = frame.to_ndarray(format="rgb24")
+    try:
+        with av.open(str(path)) as container:
+            container.streams.video[0].thread_type = "AUTO"
+            for frame in container.decode(video=0):
+                row = missing.pop(round(frame.time * fps), None)
+                if row is not None:
+                    pictures[row] = frame.to_ndarray(format="rgb24")
+    except (OSError, IndexError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
     if missing:
         raise ValueError(f"{path} is damaged: {len(missing)} of {len(rows)} frames are not in it, {min(missing)} first")
 
@@ -208,6 +211,7 @@ def _read_table(folder: Path, order: str, columns: list[str] | None = None) -> p
     paths = sorted(folder.rglob("*.parquet"))
     if not paths:
         raise ValueError(f"{folder} has no parquet files: the dataset is damaged or was copied only in part")
+    columns = columns or [x for x in pq.read_schema(paths[0]).names if not x.startswith("stats/")]  # types differ there
     return pa.concat_tables([pq.read_table(path, columns=columns) for path in paths]).sort_by(order)
 
 

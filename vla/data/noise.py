@@ -10,10 +10,10 @@ from vla.types import Action, Actor, Command, Observation
 class Noisy:
     """Plays an actor's commands with disturbances; what the actor asked for is in `latent["requested"]`.
 
-    At each decision a disturbance begins with `probability`: for `hold` decisions one random motion, of standard
-    deviation `scale` times the largest command per axis, is added. In between the actor mends what happened, undisturbed;
-    with noise that changes at every step the errors would cancel, and there were little to recover from. Learn from the
-    requested commands, not the executed ones (DART, 2017). The gripper is left alone. One instance plays one rollout.
+    At each decision a disturbance begins with `probability`: for `hold` decisions one random motion is added, whose
+    standard deviation is `scale` times the largest command, per axis. In between the actor can mend what happened;
+    noise drawn anew at each step would cancel itself and leave little to recover from. Learn from the requested
+    commands, not from the executed ones (DART, 2017). The gripper is left alone. One instance plays one rollout.
     """
 
     def __init__(self, actor: Actor, command: Command, *, scale: float, probability: float = 0.1, hold: int = 4):
