@@ -1,20 +1,22 @@
 """How much an observation is worth; each is built from the policy it judges."""
 
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vla.models.encoder import Encoder
 from vla.types import EnvSpec, Observation
 
 
 class Critic(nn.Module):
     """Sees what the policy sees, with an encoder of its own."""
 
-    def __init__(self, policy: nn.Module, encoder: Callable[[EnvSpec], nn.Module]):
+    def __init__(self, policy: nn.Module, encoder: Callable[[EnvSpec], Encoder]):
         super().__init__()
-        self.encoder = encoder(policy.spec)
+        self.encoder = encoder(cast(EnvSpec, policy.spec))
         self.head = nn.Linear(self.encoder.width, 1)
 
     def forward(self, obs: Observation) -> Float[Tensor, "*batch"]:
@@ -27,15 +29,16 @@ class PrivilegedCritic(nn.Module):
     def __init__(self, policy: nn.Module, objects: Sequence[str], width: int = 128):
         super().__init__()
         self.objects = list(objects)
-        size = policy.spec.proprio_dim + 7 * len(self.objects)
+        size = cast(EnvSpec, policy.spec).proprio_dim + 7 * len(self.objects)
         self.net = nn.Sequential(
             nn.Linear(size, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1)
         )
 
     def forward(self, obs: Observation) -> Float[Tensor, "*batch"]:
         """ValueError names an object that the environment does not know."""
-        known = [] if obs.privileged is None else list(obs.privileged.keys())
-        missing = [name for name in self.objects if name not in known]
+        poses: dict[str, Any] = {} if obs.privileged is None else dict(obs.privileged.items())
+        missing = [name for name in self.objects if name not in poses]
         if missing:
-            raise ValueError(f"the critic needs the pose of {missing[0]!r}, the environment knows only {known}")
-        return self.net(torch.cat([obs.proprio, *(obs.privileged[name] for name in self.objects)], -1)).squeeze(-1)
+            raise ValueError(f"the critic needs the pose of {missing[0]!r}, the environment knows only {sorted(poses)}")
+        known = torch.cat([obs.proprio, *(poses[name] for name in self.objects)], -1)
+        return self.net(known).squeeze(-1)

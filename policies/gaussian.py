@@ -11,6 +11,7 @@ from torch.distributions import Normal
 
 from vla.data.normalise import Statistics
 from vla.models.action_tokens import command_range
+from vla.models.encoder import Encoder
 from vla.models.normaliser import Normaliser
 from vla.types import Action, EnvSpec, Observation
 
@@ -24,7 +25,7 @@ class GaussianPolicy(nn.Module):
     are -1 and 1. `std` is where it starts. Commands are not clipped here; environments do that.
     """
 
-    def __init__(self, spec: EnvSpec, encoder: Callable[[EnvSpec], nn.Module], horizon: int, std: float = 0.5):
+    def __init__(self, spec: EnvSpec, encoder: Callable[[EnvSpec], Encoder], horizon: int, std: float = 0.5):
         super().__init__()
         if std <= MIN_STD:
             raise ValueError(f"std must be above {MIN_STD} (in normalised commands), got {std}")

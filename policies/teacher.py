@@ -1,12 +1,23 @@
 """Teachers for a student with tokens: a scripted expert made stochastic, or a policy trained before."""
 
 from pathlib import Path
+from typing import Protocol, cast
 
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
+from vla.checkpoint import load_policy
 from vla.models.action_tokens import ActionBins
-from vla.types import Action, Actor, Observation, Stochastic
+from vla.types import Action, Actor, EnvSpec, Observation, Stochastic
+
+
+class Tokenised(Protocol):
+    """A policy whose decisions are tokens."""
+
+    spec: EnvSpec
+    horizon: int
+    temperature: float
+    bins: ActionBins
 
 
 class TokenTeacher:
@@ -16,15 +27,14 @@ class TokenTeacher:
     ranges are read from the student each time, so they cannot drift apart.
     """
 
-    def __init__(self, student: nn.Module, actor: Actor, std: float = 1.0):
+    def __init__(self, student: Tokenised, actor: Actor, std: float = 1.0):
         if std <= 0:
             raise ValueError(f"std must be positive (in bin widths), got {std}")
-        self.bins = _bins_of(student)
+        self.bins = _tokenised(student).bins
         self.horizon = student.horizon
         self.actor = actor
         self.std = std
-        if getattr(actor, "horizon", self.horizon) != self.horizon:
-            raise ValueError(_other_horizon(actor, actor.horizon, self.horizon))
+        self._require_horizon(getattr(actor, "horizon", self.horizon))
 
     def act(self, obs: Observation) -> Action:
         """What the actor would do."""
@@ -39,22 +49,25 @@ class TokenTeacher:
     ) -> Float[Tensor, "*batch tokens bins"]:
         """The log-probability of every token; they are independent, so `tokens` does not matter."""
         commands = self.actor.act(obs).commands
-        if commands.shape[-2] != self.horizon:
-            raise ValueError(_other_horizon(self.actor, commands.shape[-2], self.horizon))
+        self._require_horizon(commands.shape[-2])
         mass = self.bins.log_mass(self.bins.clip(commands.to(self.bins.low)), self.std * self.bins.width)
         return mass.flatten(-3, -2)
 
+    def _require_horizon(self, theirs: int) -> None:
+        if theirs != self.horizon:
+            raise ValueError(
+                f"{type(self.actor).__name__} gives chunks of {theirs} commands, the student of {self.horizon}: build "
+                f"the teacher with horizon={self.horizon}"
+            )
 
-def frozen(student: nn.Module, directory: str | Path) -> Stochastic:
+
+def frozen(student: Tokenised, directory: str | Path) -> Stochastic:
     """The policy of a checkpoint as a teacher, at the student's temperature.
 
     ValueError, naming both sides, if its tokens do not mean what the student's do.
     """
-    from vla.run import load_policy
-
-    ours = _bins_of(student)
-    teacher = load_policy(directory).eval().requires_grad_(requires_grad=False)
-    theirs = _bins_of(teacher)
+    teacher = _tokenised(load_policy(directory).requires_grad_(requires_grad=False).to(student.bins.low.device))
+    ours, theirs = _tokenised(student).bins, teacher.bins
     sides = {
         "command": (student.spec.command, teacher.spec.command),
         "horizon": (student.horizon, teacher.horizon),
@@ -69,18 +82,10 @@ def frozen(student: nn.Module, directory: str | Path) -> Stochastic:
                 f"has {student_side}. Train both with the same command, horizon, bins and dataset statistics."
             )
     teacher.temperature = student.temperature
-    return teacher
+    return cast(Stochastic, teacher)
 
 
-def _bins_of(policy: nn.Module) -> ActionBins:
-    bins = getattr(policy, "bins", None)
-    if not isinstance(bins, ActionBins):
+def _tokenised(policy: object) -> Tokenised:
+    if not isinstance(getattr(policy, "bins", None), ActionBins):
         raise TypeError(f"distillation over tokens needs a policy with action bins, {type(policy).__name__} has none")
-    return bins
-
-
-def _other_horizon(actor: Actor, theirs: int, ours: int) -> str:
-    return (
-        f"{type(actor).__name__} gives chunks of {theirs} commands, the student of {ours}: build the teacher with "
-        f"horizon={ours}"
-    )
+    return cast(Tokenised, policy)

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from vla.data.normalise import Statistics
 from vla.models.action_tokens import ActionBins
-from vla.models.token_decoders import Choose, ParallelDecoder
+from vla.models.encoder import Encoder
+from vla.models.token_decoders import AutoregressiveDecoder, Choose, ParallelDecoder
 from vla.types import Action, EnvSpec, Observation
 
-Encoder = Callable[[EnvSpec], nn.Module]
-Decoder = Callable[[int, int, int], nn.Module]  # features, tokens, bins
+Decoder = Callable[[int, int, int], ParallelDecoder | AutoregressiveDecoder]  # of features, tokens, bins
 
 
 class TokenPolicy(nn.Module):
@@ -28,7 +28,7 @@ class TokenPolicy(nn.Module):
     def __init__(
         self,
         spec: EnvSpec,
-        encoder: Encoder,
+        encoder: Callable[[EnvSpec], Encoder],
         horizon: int,
         decoder: Decoder = ParallelDecoder,
         bins: int = 64,

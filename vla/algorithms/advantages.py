@@ -28,13 +28,3 @@ def gae(
 def normalised(advantage: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
     """With mean 0 and standard deviation 1; all zero if they are all the same."""
     return (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
-
-
-def teacher_advantage(
-    teacher: Float[Tensor, "*batch factors"], student: Float[Tensor, "*batch factors"]
-) -> Float[Tensor, "*batch factors"]:
-    """How much likelier the teacher finds each token than the student did: the sampled -KL(student || teacher).
-
-    Never normalised, since its size is the objective.
-    """
-    return teacher.float() - student.float()

@@ -6,29 +6,38 @@ whole distribution instead of its best answer: the objective is KL(student || te
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol, cast, get_args, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
-from vla.algorithms.advantages import teacher_advantage
+from vla.algorithms.descent import adamw, descend, device_of
 from vla.algorithms.losses import executed_factors, importance_loss, kl, masked_mean
 from vla.algorithms.minibatches import in_order, shuffled
 from vla.algorithms.rescoring import require_same_scores
-from vla.types import Metrics, Rollout, Stochastic
+from vla.types import Metrics, Observation, Rollout, Stochastic
 
 Divergence = Literal["reverse_sampled", "reverse_exact"]
+
+
+@runtime_checkable
+class Categorical(Stochastic, Protocol):
+    """Gives the log-probability of every token, not only of the chosen ones."""
+
+    def distribution(
+        self, obs: Observation, tokens: Int[Tensor, "*batch tokens"] | None = None
+    ) -> Float[Tensor, "*batch tokens bins"]: ...
 
 
 class Distill:
     """`teacher` is called with the student once and must give something that scores the student's own decisions.
 
     `reverse_sampled` is the paper's: a policy gradient whose advantage is the teacher's minus the student's
-    log-probability of each token, with an importance ratio, so that several minibatches and epochs are sound;
-    `clip` bounds the advantage. `reverse_exact` differentiates the KL over all tokens instead: the same gradient
-    in expectation without its noise, for policies with a `distribution`.
+    log-probability of each token, never normalised, since its size is the objective. An importance ratio makes several
+    minibatches and epochs sound. `clip` bounds the advantage: far from what it knows, a teacher is confident noise.
+    `reverse_exact` differentiates the KL over all tokens instead: the same gradient in expectation without its noise,
+    for policies with a `distribution`.
     """
 
     def __init__(
@@ -44,21 +53,21 @@ class Distill:
     ):
         self.policy = policy
         self.teacher = teacher(policy)
-        self.loss = {"reverse_sampled": self._sampled, "reverse_exact": self._exact}.get(divergence)
-        if self.loss is None:
-            raise ValueError(f"divergence must be 'reverse_sampled' or 'reverse_exact', got {divergence!r}")
+        if divergence not in get_args(Divergence):
+            raise ValueError(f"divergence must be one of {get_args(Divergence)}, got {divergence!r}")
+        sampled = divergence == "reverse_sampled"
+        self.grade, self.loss = (self._scores, self._sampled) if sampled else (self._distribution, self._exact)
         for side in (policy, self.teacher) if divergence == "reverse_exact" else ():
-            if not hasattr(side, "distribution"):
-                raise ValueError(
-                    f"reverse_exact needs a `distribution`, {type(side).__name__} has none: use reverse_sampled"
+            if not isinstance(side, Categorical):
+                raise TypeError(
+                    f"{type(side).__name__} has no `distribution`, as reverse_exact needs: use reverse_sampled"
                 )
         self.epochs = epochs
         self.minibatch = minibatch
         self.clip = clip
         self.max_grad_norm = max_grad_norm
-        self.trainable = [p for p in policy.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trainable, lr=lr, weight_decay=0.0, fused=True)
-        self.device = self.trainable[0].device
+        self.optimizer = adamw(policy, lr=lr)
+        self.device = device_of(self.optimizer)
         self.parts = {"policy": policy, "optimizer": self.optimizer}
         self.scores_checked = False
 
@@ -68,44 +77,44 @@ class Distill:
             require_same_scores(self.policy, decisions, self.minibatch, self.device)
             self.scores_checked = True
         counts = executed_factors(decisions)
-        log_ratio = self._grade(decisions)
-        advantage = log_ratio if self.clip is None else log_ratio.clamp(-self.clip, self.clip)
+        grades = self._graded(decisions)
         metrics = defaultdict(list)
         for _ in range(self.epochs):
-            for some in shuffled(self.minibatch, self.device, decisions, advantage, counts):
+            for some in shuffled(self.minibatch, self.device, decisions, grades, counts):
                 for name, x in self._step(*some).items():
                     metrics[name].append(x)
         return {
-            "reverse_kl": -masked_mean(log_ratio, counts).item(),
             "student_log_prob": masked_mean(decisions.action.log_prob, counts).item(),
             **{name: sum(xs) / len(xs) for name, xs in metrics.items()},
         }
 
     @torch.no_grad()
-    def _grade(self, decisions: Rollout) -> Float[Tensor, "batch factors"]:
-        """The teacher sees what the student saw and chose, after the fact; it never acts."""
-        graded = [
-            teacher_advantage(self.teacher.log_prob(some.obs, some.action), some.action.log_prob)
-            for some in in_order(self.minibatch, self.device, decisions)
-        ]
-        return torch.cat(graded).cpu()
+    def _graded(self, decisions: Rollout) -> Tensor:
+        """The teacher sees what the student saw and chose, once and after the fact; it never acts."""
+        return torch.cat([self.grade(some).cpu() for some in in_order(self.minibatch, self.device, decisions)])
 
-    def _step(
-        self, some: Rollout, advantage: Float[Tensor, "batch factors"], counts: Bool[Tensor, "batch factors"]
-    ) -> Metrics:
-        loss = self.loss(some, advantage, counts)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        grad_norm = clip_grad_norm_(self.trainable, self.max_grad_norm)
-        self.optimizer.step()
-        return {"distill_loss": loss.item(), "grad_norm": grad_norm.item()}
+    def _step(self, some: Rollout, grades: Tensor, counts: Bool[Tensor, "batch tokens"]) -> Metrics:
+        loss, divergence = self.loss(some, grades, counts)
+        grad_norm = descend(self.optimizer, loss, self.max_grad_norm)
+        return {"distill_loss": loss.item(), "reverse_kl": divergence.item(), "grad_norm": grad_norm}
 
-    def _sampled(self, some: Rollout, advantage: Tensor, counts: Tensor) -> Float[Tensor, ""]:
+    def _scores(self, some: Rollout) -> Float[Tensor, "batch tokens"]:
+        return self.teacher.log_prob(some.obs, some.action)
+
+    def _sampled(
+        self, some: Rollout, grades: Float[Tensor, "batch tokens"], counts: Bool[Tensor, "batch tokens"]
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        advantage = grades.float() - some.action.log_prob.float()
+        clipped = advantage if self.clip is None else advantage.clamp(-self.clip, self.clip)
         log_prob = self.policy.log_prob(some.obs, some.action)
-        return importance_loss(log_prob - some.action.log_prob, advantage, counts)
+        return importance_loss(log_prob - some.action.log_prob, clipped, counts), -masked_mean(advantage, counts)
 
-    def _exact(self, some: Rollout, _: Tensor, counts: Tensor) -> Float[Tensor, ""]:
-        tokens = some.action.latent["tokens"]
-        with torch.no_grad():
-            teacher = self.teacher.distribution(some.obs, tokens)
-        return masked_mean(kl(self.policy.distribution(some.obs, tokens), teacher), counts)
+    def _distribution(self, some: Rollout) -> Float[Tensor, "batch tokens bins"]:
+        return cast(Categorical, self.teacher).distribution(some.obs, some.action.latent["tokens"])
+
+    def _exact(
+        self, some: Rollout, grades: Float[Tensor, "batch tokens bins"], counts: Bool[Tensor, "batch tokens"]
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        student = cast(Categorical, self.policy).distribution(some.obs, some.action.latent["tokens"])
+        loss = masked_mean(kl(student, grades), counts)
+        return loss, loss.detach()

@@ -1,7 +1,8 @@
-"""Decisions in portions that fit the device that learns from them."""
+"""Decisions in portions that fit the device that learns from them: of a tensor or a TensorClass, its rows."""
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from tensordict import TensorClass
@@ -15,11 +16,11 @@ def shuffled(size: int, device: torch.device, *columns: Tensor | TensorClass) ->
         yield tuple(_placed(column[rows], device) for column in columns)
 
 
-def in_order[Rows: Tensor | TensorClass](size: int, device: torch.device, rows: Rows) -> Iterator[Rows]:
+def in_order(size: int, device: torch.device, rows: Any) -> Iterator[Any]:
     """All rows once, as they come."""
     for part in rows.split(size):
         yield _placed(part, device)
 
 
-def _placed[Rows: Tensor | TensorClass](rows: Rows, device: torch.device) -> Rows:
+def _placed(rows: Any, device: torch.device) -> Any:
     return rows if device.type == "cpu" else rows.to(device)  # rollouts live on the CPU; even a needless `to` takes ms

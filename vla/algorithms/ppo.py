@@ -6,9 +6,9 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
 
 from vla.algorithms.advantages import gae, normalised
+from vla.algorithms.descent import adamw, descend, device_of
 from vla.algorithms.losses import Granularity, clipped_loss, executed_factors, masked_mean, regroup, sampled_kl
 from vla.algorithms.minibatches import in_order, shuffled
 from vla.algorithms.rescoring import require_same_scores
@@ -43,10 +43,8 @@ class PPO:
         self.gamma, self.lam, self.clip, self.granularity = gamma, lam, clip, granularity
         self.epochs, self.minibatch, self.max_kl = epochs, minibatch, max_kl
         self.value_coef, self.max_grad_norm = value_coef, max_grad_norm
-        parameters = [*policy.parameters(), *self.critic.parameters()]
-        self.trainable = [p for p in dict.fromkeys(parameters) if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trainable, lr=lr, weight_decay=0.0, fused=True)
-        self.device = self.trainable[0].device
+        self.optimizer = adamw(policy, self.critic, lr=lr)
+        self.device = device_of(self.optimizer)
         self.parts = {"policy": policy, "critic": self.critic, "optimizer": self.optimizer}
         self.scores_checked = False
 
@@ -64,18 +62,18 @@ class PPO:
         advantage = normalised(advantage[rollout.valid])
         counts = executed_factors(decisions)
         metrics = defaultdict(list)
-        for epoch in range(1, self.epochs + 1):
-            divergence = []
-            for some in shuffled(self.minibatch, self.device, decisions, advantage, target, counts):
-                step = self._step(*some)
-                divergence.append(step["kl"])
-                for name, x in step.items():
-                    metrics[name].append(x)
-            if self.max_kl is not None and sum(divergence) / len(divergence) > self.max_kl:
+        for _ in range(self.epochs):
+            steps = [
+                self._step(*some)
+                for some in shuffled(self.minibatch, self.device, decisions, advantage, target, counts)
+            ]
+            for name in steps[0]:
+                metrics[name].append(sum(step[name] for step in steps) / len(steps))
+            if self.max_kl is not None and metrics["kl"][-1] > self.max_kl:
                 break
         explained = 1 - (target - value[rollout.valid]).var(correction=0) / target.var(correction=0).clamp(min=1e-8)
         means = {name: sum(xs) / len(xs) for name, xs in metrics.items()}
-        return {**means, "explained_variance": explained.item(), "epochs": epoch}
+        return {**means, "explained_variance": explained.item(), "epochs": len(metrics["kl"])}
 
     @torch.no_grad()
     def _values(self, obs: Observation) -> Float[Tensor, "time env"]:
@@ -93,10 +91,7 @@ class PPO:
         log_ratio, counts = regroup(difference, counts, self.granularity, some.action.commands.shape[-2])
         policy_loss = clipped_loss(log_ratio, advantage, counts, self.clip)
         value_loss = (self.critic(some.obs) - target).square().mean()
-        self.optimizer.zero_grad(set_to_none=True)
-        (policy_loss + self.value_coef * value_loss).backward()
-        grad_norm = clip_grad_norm_(self.trainable, self.max_grad_norm)
-        self.optimizer.step()
+        grad_norm = descend(self.optimizer, policy_loss + self.value_coef * value_loss, self.max_grad_norm)
         with torch.no_grad():
             clipped = masked_mean(((log_ratio.exp() - 1).abs() > self.clip).float(), counts)
             divergence = sampled_kl(log_ratio, counts)
@@ -105,5 +100,5 @@ class PPO:
             "value_loss": value_loss.item(),
             "kl": divergence.item(),
             "clipped": clipped.item(),
-            "grad_norm": grad_norm.item(),
+            "grad_norm": grad_norm,
         }

@@ -3,8 +3,8 @@
 import math
 
 import torch
-from torch.nn.utils import clip_grad_norm_
 
+from vla.algorithms.descent import adamw, descend, device_of
 from vla.data.chunks import ChunkBatch
 from vla.types import Imitator, Metrics
 
@@ -25,23 +25,19 @@ class SFT:
             raise ValueError(f"warmup_steps must be from 0 to total_steps - 1, got {warmup_steps} of {total_steps}")
         self.policy = policy
         self.max_grad_norm = max_grad_norm
-        self.trainable = [p for p in policy.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trainable, lr=lr, weight_decay=weight_decay, fused=True)
+        self.optimizer = adamw(policy, lr=lr, weight_decay=weight_decay)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: warmup_cosine(step, warmup_steps, total_steps)
         )
         self.parts = {"policy": policy, "optimizer": self.optimizer, "schedule": self.schedule}
 
     def update(self, batch: ChunkBatch) -> Metrics:
-        batch = batch.to(self.trainable[0].device)
+        batch = batch.to(device_of(self.optimizer))
+        lr = float(self.schedule.get_last_lr()[0])
         loss = self.policy.imitation_loss(batch.obs, batch.chunk, batch.padded).mean()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        grad_norm = clip_grad_norm_(self.trainable, self.max_grad_norm)
-        lr = self.schedule.get_last_lr()[0]
-        self.optimizer.step()
+        grad_norm = descend(self.optimizer, loss, self.max_grad_norm)
         self.schedule.step()
-        return {"sft_loss": loss.item(), "grad_norm": grad_norm.item(), "lr": lr}
+        return {"sft_loss": loss.item(), "grad_norm": grad_norm, "lr": lr}
 
 
 def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:

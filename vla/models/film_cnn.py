@@ -61,6 +61,8 @@ class _Eye(nn.Module):
     network does not find a target of two pixels in 400 steps, with it in 200 it does.
     """
 
+    grid: Tensor
+
     def __init__(self, camera: Camera, channels: tuple[int, ...], text_width: int, width: int):
         super().__init__()
         self.first = _Conv(3, channels[0], kernel=5)

@@ -1,0 +1,29 @@
+"""Steps of gradient descent, the same for every algorithm."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+
+def adamw(*modules: object, lr: float, weight_decay: float = 0.0) -> torch.optim.AdamW:
+    """AdamW over every parameter that is not frozen, each once; ValueError if there is none."""
+    parameters = [p for module in modules if isinstance(module, nn.Module) for p in module.parameters()]
+    trainable = [p for p in dict.fromkeys(parameters) if p.requires_grad]
+    if not trainable:
+        raise ValueError(f"nothing to train in {', '.join(type(x).__name__ for x in modules)}: all is frozen or fixed")
+    return torch.optim.AdamW(trainable, lr=lr, weight_decay=weight_decay, fused=True)
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Float[Tensor, ""], max_grad_norm: float) -> float:
+    """One step down `loss`; return the norm of the gradient before it was clipped."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    grad_norm = clip_grad_norm_(optimizer.param_groups[0]["params"], max_grad_norm)
+    optimizer.step()
+    return grad_norm.item()
+
+
+def device_of(optimizer: torch.optim.Optimizer) -> torch.device:
+    """Where what it trains lives."""
+    return optimizer.param_groups[0]["params"][0].device
