@@ -56,7 +56,7 @@ def summarise(episodes: Sequence[Episode], prefix: str) -> Metrics:
     n = len(episodes)
     return {
         f"{prefix}/success": sum(x.success for x in episodes) / n,
-        f"{prefix}/episodes": n,
+        f"{prefix}/episodes": float(n),
         f"{prefix}/return": sum(x.total_reward for x in episodes) / n,
         f"{prefix}/steps": sum(x.steps for x in episodes) / n,
         f"{prefix}/decisions": sum(x.decisions for x in episodes) / n,

@@ -9,7 +9,7 @@ from vla.evaluation import Episode, outcomes, summarise
 from vla.program import Figures, program
 from vla.run import Run, read_metrics
 from vla.statistics import Rate, rate
-from vla.types import Algorithm
+from vla.types import Algorithm, Metrics
 from vla.video import save_film
 
 SEEDS_PER_RUN = 1_000_000  # training episodes of the run with seed s are numbered from (s + 1) million on
@@ -35,7 +35,7 @@ def online(cfg: DictConfig) -> Figures:
             seed = seeds[(step - 1) * num_envs]
             episodes = collectors.start(policy, seed).get()
             episodes.reward = reward_model(episodes)
-            metrics = {**summarise(outcomes(episodes, seed), "train"), **algorithm.update(episodes)}
+            metrics: Metrics = {**summarise(outcomes(episodes, seed), "train"), **algorithm.update(episodes)}
             if run.due(step, cfg.test_every):
                 metrics |= summarise(test(collectors, policy, run, step, cfg), "test")
             run.log(step, metrics)
@@ -102,7 +102,7 @@ def _figures(run: Run) -> Figures:
 def _over_time(rows, prefix: str) -> list[Rate]:
     known = [row for row in rows if f"{prefix}/success" in row]
     counts = [(row["step"], row[f"{prefix}/success"], row[f"{prefix}/episodes"]) for row in known]
-    return [{"step": step, **rate(round(share * n), n)} for step, share, n in counts]
+    return [{"step": step, **rate(round(share * n), round(n))} for step, share, n in counts]
 
 
 main = program("online", online)
