@@ -5,6 +5,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -370,3 +372,17 @@ def test_cameras_too_small_for_video_are_kept_as_pictures(tmp_path):
         writer.write(made_up(0, 3, spec), seed=0)
     frames = load_frames(tmp_path)
     assert np.array_equal(frames.images["front"].numpy(), numbered(torch.arange(3), spec.cameras[0]).numpy())
+
+
+@pytest.mark.slow
+def test_stock_lerobot_train_learns_from_our_dataset(recorded, tmp_path):
+    train = Path(sys.executable).with_name("lerobot-train")
+    small = ["dim_model=64", "n_heads=2", "dim_feedforward=64", "chunk_size=8", "n_action_steps=8", "device=cpu"]
+    policy = ["type=act", "pretrained_backbone_weights=null", "push_to_hub=false", *small]
+    data = ["dataset.repo_id=local/x", f"dataset.root={recorded}", "num_workers=0", "batch_size=2"]
+    run = [*data, "steps=2", f"output_dir={tmp_path / 'out'}", "save_checkpoint=false", "dataset.video_backend=pyav"]
+    command = [str(train), *(f"--policy.{x}" for x in policy), *(f"--{x}" for x in run)]
+    done = subprocess.run(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "dataset.num_frames=28" in done.stderr
+    assert "End of training" in done.stderr

@@ -23,8 +23,7 @@ def cached(directory: Path, readers: Mapping[str, Callable[[], np.ndarray]]) -> 
     """
     store = directory / CACHE / f"{_fingerprint(directory)}.zarr"
     if store.exists():
-        group = zarr.open_group(store, mode="r")
-        return {name: group[name][:] for name in readers}
+        return {name: np.asarray(zarr.open_array(store / name, mode="r")) for name in readers}
     pictures = {name: read() for name, read in readers.items()}
     try:
         _keep(store, pictures)

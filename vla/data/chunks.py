@@ -13,11 +13,11 @@ from vla.data.normalise import Statistics
 from vla.types import Observation
 
 
-class ChunkBatch(TensorClass["shadow"]):  # `chunk` is also a method of tensors
+class ChunkBatch(TensorClass["shadow"]):  # type: ignore[type-arg]  # `chunk` is also a method of tensors
     """What to learn from: `chunk[:, i]` is the command i steps after `obs`, or `padded` beyond the episode's end."""
 
     obs: Observation
-    chunk: Float[Tensor, "batch horizon action"]
+    chunk: Float[Tensor, "batch horizon action"]  # type: ignore[assignment]
     padded: Bool[Tensor, "batch horizon"]
 
 
@@ -53,8 +53,8 @@ class Chunks:
         if self.shift:
             rng = np.random.default_rng([self.seed, 1, self.position])
             offset = torch.from_numpy(rng.integers(-self.shift, self.shift, (self.batch_size, 2), endpoint=True))
-            for name, pictures in batch.obs.images.items():
-                batch.obs.images[name] = shifted(pictures, offset)
+            for name in self.frames.images:
+                batch.obs.images[name] = shifted(batch.obs.images[name], offset)
         self.position += self.batch_size
         return batch
 

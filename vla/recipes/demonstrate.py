@@ -3,6 +3,7 @@
 import json
 from contextlib import closing
 from pathlib import Path
+from typing import Any, cast
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -25,7 +26,7 @@ def demonstrate(cfg: DictConfig) -> Figures:
         raise ValueError(f"need keep=success or keep=all and episodes >= 1, got {cfg.keep} and {cfg.episodes}")
     if "expert" not in cfg:
         raise ValueError("this environment has no scripted expert (configs/expert): record it by teleoperation")
-    config = OmegaConf.to_container(cfg.env, resolve=True)
+    config = cast(dict[str, Any], OmegaConf.to_container(cfg.env, resolve=True))
     source = cfg.expert._target_.rpartition(".")[2]
     expert = instantiate(cfg.expert)
     with (
