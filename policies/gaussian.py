@@ -69,8 +69,8 @@ class GaussianPolicy(nn.Module):
         return (loss * ~padded).sum(-1) / (~padded).sum(-1).clamp(min=1)
 
     def _distribution(self, obs: Observation) -> Normal:
-        mean = self.head(self.encoder(obs.reshape(-1))).unflatten(-1, (self.horizon, -1))
-        return Normal(mean.unflatten(0, obs.batch_size), MIN_STD + self.log_std.exp())
+        mean = self.head(self.encoder(obs.reshape(-1)))
+        return Normal(mean.reshape(*obs.batch_size, self.horizon, -1), MIN_STD + self.log_std.exp())
 
     def _action(self, distribution: Normal, sample: Float[Tensor, "*batch horizon action"], obs: Observation) -> Action:
         return Action(

@@ -1,23 +1,13 @@
 """Teachers for a student with tokens: a scripted expert made stochastic, or a policy trained before."""
 
 from pathlib import Path
-from typing import Protocol, cast
 
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from policies.token import TokenPolicy
 from vla.checkpoint import load_policy
-from vla.models.action_tokens import ActionBins
-from vla.types import Action, Actor, EnvSpec, Observation, Stochastic
-
-
-class Tokenised(Protocol):
-    """A policy whose decisions are tokens."""
-
-    spec: EnvSpec
-    horizon: int
-    temperature: float
-    bins: ActionBins
+from vla.types import Action, Actor, Observation
 
 
 class TokenTeacher:
@@ -27,11 +17,11 @@ class TokenTeacher:
     ranges are read from the student each time, so they cannot drift apart.
     """
 
-    def __init__(self, student: Tokenised, actor: Actor, std: float = 1.0):
+    def __init__(self, student: nn.Module, actor: Actor, std: float = 1.0):
         if std <= 0:
             raise ValueError(f"std must be positive (in bin widths), got {std}")
         self.bins = _tokenised(student).bins
-        self.horizon = student.horizon
+        self.horizon = _tokenised(student).horizon
         self.actor = actor
         self.std = std
         self._require_horizon(getattr(actor, "horizon", self.horizon))
@@ -61,13 +51,13 @@ class TokenTeacher:
             )
 
 
-def frozen(student: Tokenised, directory: str | Path) -> Stochastic:
+def frozen(student: nn.Module, directory: str | Path) -> TokenPolicy:
     """The policy of a checkpoint as a teacher, at the student's temperature.
 
     ValueError, naming both sides, if its tokens do not mean what the student's do.
     """
-    teacher = _tokenised(load_policy(directory).requires_grad_(requires_grad=False).to(student.bins.low.device))
-    ours, theirs = _tokenised(student).bins, teacher.bins
+    student, teacher = _tokenised(student), _tokenised(load_policy(directory))
+    ours, theirs = student.bins, teacher.bins
     sides = {
         "command": (student.spec.command, teacher.spec.command),
         "horizon": (student.horizon, teacher.horizon),
@@ -82,10 +72,10 @@ def frozen(student: Tokenised, directory: str | Path) -> Stochastic:
                 f"has {student_side}. Train both with the same command, horizon, bins and dataset statistics."
             )
     teacher.temperature = student.temperature
-    return cast(Stochastic, teacher)
+    return teacher.requires_grad_(requires_grad=False).to(ours.low.device)
 
 
-def _tokenised(policy: object) -> Tokenised:
-    if not isinstance(getattr(policy, "bins", None), ActionBins):
-        raise TypeError(f"distillation over tokens needs a policy with action bins, {type(policy).__name__} has none")
-    return cast(Tokenised, policy)
+def _tokenised(policy: nn.Module) -> TokenPolicy:
+    if not isinstance(policy, TokenPolicy):
+        raise TypeError(f"distillation over tokens needs a policy of tokens, {type(policy).__name__} is none")
+    return policy

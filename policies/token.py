@@ -1,10 +1,9 @@
 """Commands as words: every number of the chunk is one token, drawn from a categorical distribution."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from tensordict import TensorDict
 from torch import Tensor, nn
 
@@ -32,7 +31,7 @@ class TokenPolicy(nn.Module):
         horizon: int,
         decoder: Decoder = ParallelDecoder,
         bins: int = 64,
-        limits: Literal["extremes", "quantiles"] = "extremes",
+        limits: str = "extremes",
         temperature: float = 1.0,
         soft_label_std: float = 0.0,
     ):
@@ -68,7 +67,7 @@ class TokenPolicy(nn.Module):
         """The log-probability of every token at `temperature`, each after the given ones before it."""
         given = None if tokens is None else tokens.reshape(-1, tokens.shape[-1])
         logits = self.decoder(self.encoder(obs.reshape(-1)), given)
-        return (logits.float() / self.temperature).log_softmax(-1).unflatten(0, obs.batch_size)
+        return _split((logits.float() / self.temperature).log_softmax(-1), obs.batch_size)
 
     def imitation_loss(
         self,
@@ -93,13 +92,17 @@ class TokenPolicy(nn.Module):
         batch = obs.batch_size
         tokens, logits = self.decoder.decode(self.encoder(obs.reshape(-1)), choose)
         log_prob = _pick((logits.float() / self.temperature).log_softmax(-1), tokens)
-        tokens = tokens.unflatten(0, batch)
+        tokens = _split(tokens, batch)
         return Action(
             commands=self.bins.decode(tokens.unflatten(-1, (self.horizon, -1))),
-            log_prob=log_prob.unflatten(0, batch),
+            log_prob=_split(log_prob, batch),
             latent=TensorDict({"tokens": tokens}, batch),
             batch_size=batch,
         )
+
+
+def _split(rows: Shaped[Tensor, "rows ..."], batch: torch.Size) -> Shaped[Tensor, "..."]:
+    return rows.reshape(*batch, *rows.shape[1:])
 
 
 def _sample(logits: Float[Tensor, "*batch bins"]) -> Int[Tensor, "*batch"]:

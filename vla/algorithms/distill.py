@@ -6,7 +6,7 @@ whole distribution instead of its best answer: the objective is KL(student || te
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Literal, Protocol, cast, get_args, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,7 +18,7 @@ from vla.algorithms.minibatches import in_order, shuffled
 from vla.algorithms.rescoring import require_same_scores
 from vla.types import Metrics, Observation, Rollout, Stochastic
 
-Divergence = Literal["reverse_sampled", "reverse_exact"]
+DIVERGENCES = ("reverse_sampled", "reverse_exact")
 
 
 @runtime_checkable
@@ -34,8 +34,9 @@ class Distill:
     """`teacher` is called with the student once and must give something that scores the student's own decisions.
 
     `reverse_sampled` is the paper's: a policy gradient whose advantage is the teacher's minus the student's
-    log-probability of each token, never normalised, since its size is the objective. An importance ratio makes several
-    minibatches and epochs sound. `clip` bounds the advantage: far from what it knows, a teacher is confident noise.
+    log-probability of each token, never normalised, since its size is the objective. The student's is the current one,
+    with an importance ratio, so the gradient stays that of the KL over several minibatches and epochs. `clip` bounds
+    the advantage: far from what it knows, a teacher is confident noise.
     `reverse_exact` differentiates the KL over all tokens instead: the same gradient in expectation without its noise,
     for policies with a `distribution`.
     """
@@ -45,7 +46,7 @@ class Distill:
         policy: Stochastic,
         teacher: Callable[[Stochastic], Stochastic],
         lr: float = 3e-4,
-        divergence: Divergence = "reverse_sampled",
+        divergence: str = "reverse_sampled",
         epochs: int = 1,
         minibatch: int = 256,
         clip: float | None = 10.0,
@@ -53,8 +54,8 @@ class Distill:
     ):
         self.policy = policy
         self.teacher = teacher(policy)
-        if divergence not in get_args(Divergence):
-            raise ValueError(f"divergence must be one of {get_args(Divergence)}, got {divergence!r}")
+        if divergence not in DIVERGENCES:
+            raise ValueError(f"divergence must be one of {DIVERGENCES}, got {divergence!r}")
         sampled = divergence == "reverse_sampled"
         self.grade, self.loss = (self._scores, self._sampled) if sampled else (self._distribution, self._exact)
         for side in (policy, self.teacher) if divergence == "reverse_exact" else ():
@@ -104,9 +105,9 @@ class Distill:
     def _sampled(
         self, some: Rollout, grades: Float[Tensor, "batch tokens"], counts: Bool[Tensor, "batch tokens"]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        advantage = grades.float() - some.action.log_prob.float()
+        log_prob = self.policy.log_prob(some.obs, some.action).float()
+        advantage = grades.float() - log_prob.detach()
         clipped = advantage if self.clip is None else advantage.clamp(-self.clip, self.clip)
-        log_prob = self.policy.log_prob(some.obs, some.action)
         return importance_loss(log_prob - some.action.log_prob, clipped, counts), -masked_mean(advantage, counts)
 
     def _distribution(self, some: Rollout) -> Float[Tensor, "batch tokens bins"]:

@@ -1,14 +1,10 @@
 """Losses of a batch of decisions, and what they are measured by: pure functions of log-probabilities."""
 
-from typing import Literal
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vla.types import Rollout
-
-Granularity = Literal["factor", "command", "chunk"]
 
 
 def masked_mean(x: Float[Tensor, "*batch"], mask: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
@@ -32,7 +28,7 @@ def executed_factors(decisions: Rollout) -> Bool[Tensor, "*batch factors"]:
 def regroup(
     log_prob: Float[Tensor, "batch factors"],
     mask: Bool[Tensor, "batch factors"],
-    granularity: Granularity,
+    granularity: str,
     horizon: int,
 ) -> tuple[Float[Tensor, "batch groups"], Bool[Tensor, "batch groups"]]:
     """Log-probabilities summed over what one ratio is formed of; masked factors add nothing.

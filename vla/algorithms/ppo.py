@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vla.algorithms.advantages import gae, normalised
 from vla.algorithms.descent import adamw, descend, device_of
-from vla.algorithms.losses import Granularity, clipped_loss, executed_factors, masked_mean, regroup, sampled_kl
+from vla.algorithms.losses import clipped_loss, executed_factors, masked_mean, regroup, sampled_kl
 from vla.algorithms.minibatches import in_order, shuffled
 from vla.algorithms.rescoring import require_same_scores
 from vla.types import Metrics, Observation, Rollout, Stochastic
@@ -31,7 +31,7 @@ class PPO:
         gamma: float = 0.99,
         lam: float = 0.95,
         clip: float = 0.2,
-        granularity: Granularity = "chunk",
+        granularity: str = "chunk",
         epochs: int = 4,
         minibatch: int = 256,
         max_kl: float | None = None,

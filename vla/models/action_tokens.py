@@ -1,7 +1,6 @@
 """Commands as tokens: each number is one of `bins` equal intervals, as in RT-2 (2023) and OpenVLA (2024)."""
 
 import math
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -25,7 +24,7 @@ class ActionBins(nn.Module):
     low: Tensor
     high: Tensor
 
-    def __init__(self, command: Command, bins: int = 64, limits: Literal["extremes", "quantiles"] = "extremes"):
+    def __init__(self, command: Command, bins: int = 64, limits: str = "extremes"):
         super().__init__()
         if bins < 2:
             raise ValueError(f"bins must be at least 2, got {bins}")
@@ -63,12 +62,12 @@ class ActionBins(nn.Module):
         """The nearest commands within the range."""
         return torch.minimum(torch.maximum(commands, self.low), self.high)
 
-    def edges(self) -> Float[Tensor, "action bins+1"]:
+    def edges(self) -> Float[Tensor, "action edges"]:
         """Where the bins begin and end."""
         return self.low[:, None] + torch.arange(self.bins + 1, device=self.low.device) * self.width[:, None]
 
     def log_mass(
-        self, mean: Float[Tensor, "*batch action"], std: Float[Tensor, "*#batch action"]
+        self, mean: Float[Tensor, "*batch action"], std: Float[Tensor, "#*batch action"]
     ) -> Float[Tensor, "*batch action bins"]:
         """The log-probability of each bin under a Gaussian; the outermost bins take the tails, so they sum to 1.
 

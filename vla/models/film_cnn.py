@@ -94,7 +94,7 @@ class _FilmStage(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "batch channel row column"], text: Float[Tensor, "batch text"]
-    ) -> Float[Tensor, "batch channel row2 column2"]:
+    ) -> Float[Tensor, "batch wider half_row half_column"]:
         scale, shift = self.film(text)[..., None, None].chunk(2, 1)
         return relu(torch.addcmul(shift, self.conv(x), 1 + scale))
 

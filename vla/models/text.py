@@ -27,8 +27,8 @@ class TextEncoder(nn.Module):
         self.place = nn.Embedding(MAX_WORDS, width)
         self.mix = nn.Linear(width, width)
 
-    def forward(self, instructions: Iterable[str]) -> Float[Tensor, "batch width"]:
-        instructions = list(instructions)
+    def forward(self, instructions: str | Iterable[str]) -> Float[Tensor, "batch width"]:
+        instructions = [instructions] if isinstance(instructions, str) else list(instructions)
         distinct = {text: i for i, text in enumerate(dict.fromkeys(instructions))}
         device = self.mix.weight.device
         vectors = torch.stack([self._encode(words_of(text), device) for text in distinct])

@@ -1,0 +1,72 @@
+"""Advantages against closed forms and against the definition, summed by brute force."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vla.algorithms.advantages import gae, normalised
+
+
+def episode(length: int, rows: int, *, terminated: bool):
+    """One column: reward 1 per decision for `length` decisions, then the end."""
+    valid = torch.arange(rows) < length
+    end = torch.arange(rows) == length - 1
+    return valid.float()[:, None], (end & terminated)[:, None], valid[:, None]
+
+
+@pytest.mark.parametrize("gamma", [0.5, 0.9])
+def test_a_terminated_episode_without_values_is_a_finite_geometric_series(gamma):
+    reward, terminated, valid = episode(3, 6, terminated=True)
+    discount = torch.full_like(reward, gamma)
+    advantage = gae(reward, torch.zeros_like(reward), terminated, valid, discount, lam=1.0)
+    expected = [1 + gamma + gamma**2, 1 + gamma, 1, 0, 0, 0]
+    torch.testing.assert_close(advantage[:, 0], torch.tensor(expected))
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.9, 1.0])
+def test_a_truncated_episode_with_the_true_value_has_no_advantage(lam):
+    reward, terminated, valid = episode(4, 5, terminated=False)
+    value = torch.full_like(reward, 10.0)  # of an endless stream of ones at gamma 0.9
+    advantage = gae(reward, value, terminated, valid, torch.full_like(reward, 0.9), lam)
+    torch.testing.assert_close(advantage, torch.zeros_like(reward), atol=1e-5, rtol=0)
+
+
+def test_a_chunk_discounts_by_the_commands_it_executed():
+    reward = torch.tensor([[0.0], [1.0], [0.0]])
+    valid, terminated = torch.tensor([[True], [True], [False]]), torch.tensor([[False], [True], [False]])
+    num_steps = torch.tensor([[3.0], [1.0], [0.0]])
+    advantage = gae(reward, torch.zeros(3, 1), terminated, valid, 0.5**num_steps, lam=1.0)
+    torch.testing.assert_close(advantage, torch.tensor([[0.125], [1.0], [0.0]]))
+
+
+@given(st.integers(0, 10**6), st.floats(0, 1), st.floats(0.1, 1))
+def test_advantages_are_the_weighted_sum_of_errors_up_to_the_end_of_the_episode(seed, lam, gamma):
+    rng = torch.Generator().manual_seed(seed)
+    rows, envs = 7, 5
+    length = torch.randint(1, rows, (envs,), generator=rng)
+    valid = torch.arange(rows)[:, None] < length
+    ends = torch.arange(rows)[:, None] == length - 1
+    terminated = ends & (torch.rand(envs, generator=rng) < 0.5)
+    num_steps = torch.randint(1, 5, (rows, envs), generator=rng)
+    reward = torch.randn(rows, envs, generator=rng)  # also after the end, where nothing may count
+    value = torch.randn(rows, envs, generator=rng)
+    advantage = gae(reward, value, terminated, valid, gamma ** num_steps.float(), lam)
+
+    for env in range(envs):
+        last = int(length[env])
+        for t in range(last):
+            expected, weight = 0.0, 1.0
+            for k in range(t, last):
+                next_value = 0.0 if terminated[k, env] else value[k + 1, env].item()
+                discount = gamma ** int(num_steps[k, env])
+                expected += weight * (reward[k, env].item() + discount * next_value - value[k, env].item())
+                weight *= discount * lam
+            assert advantage[t, env].item() == pytest.approx(expected, abs=1e-4)
+        assert (advantage[last:, env] == 0).all()
+
+
+def test_normalised_advantages_have_mean_zero_and_deviation_one_and_keep_their_order():
+    advantage = torch.tensor([1.0, 3.0, 5.0])
+    torch.testing.assert_close(normalised(advantage), torch.tensor([-1.0, 0.0, 1.0]) * 1.5**0.5)
+    assert normalised(torch.tensor([2.0])).tolist() == [0.0]
