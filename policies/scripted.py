@@ -18,8 +18,8 @@ from vla.types import Action, Observation
 
 HOVER = 0.07  # metres above a thing before going down to it
 CUBE = 0.04  # edge of ManiSkill's cubes
-LAG = 0.55  # share of its way to the commanded pose that the imagined arm covers in a step
-FINGER_SPEED = 0.2  # of the gripper's opening, per imagined step
+LAG = 0.4  # share of its way to the commanded pose that the imagined arm covers in a step, as measured
+FINGER_SPEED = 0.5  # of the gripper's opening, per imagined step
 
 
 @dataclass(frozen=True)
@@ -175,38 +175,38 @@ def _grasp_then(scene: Scene, name: str, cube: Tensor, carry: Tensor, obstacle: 
 
 
 def _fetch(scene: Scene, name: str, width: float, grip: Float[Tensor, "batch 7"], carry: Float[Tensor, "batch 7"]) -> Plan:
-    """Go above `grip`, down to it and close; once the object is held, go to `carry`."""
-    offset = grip[:, :3] - scene.tcp[:, :3]
-    turned = geometry.turn_between(scene.tcp[:, 3:], grip[:, 3:]).norm(dim=-1) < 0.15
-    over = (offset[:, :2].norm(dim=-1) < 0.01) & turned
-    inside = scene.around(name)
-    held = scene.holds(name, width)
-    low = -offset[:, 2] < HOVER * 0.6
-    above = torch.cat([grip[:, :2], grip[:, 2:3] + HOVER, grip[:, 3:]], -1)
-    straight_up = torch.cat([scene.tcp[:, :2], above[:, 2:3], scene.tcp[:, 3:]], -1)
-    target = torch.where((low & ~over)[:, None], straight_up, above)
-    target = torch.where(over[:, None], grip, target)
+    """Come down to `grip` through a funnel and close; once the object is held, go to `carry`."""
+    inside, held = scene.around(name), scene.holds(name, width)
+    turn = geometry.turn_between(scene.tcp[:, 3:], grip[:, 3:]).norm(dim=-1)
+    target = _through_funnel(scene, grip, turn)
     target = torch.where(inside[:, None], _steady(scene, grip), target)
     return torch.where(held[:, None], carry, target), torch.where(inside, 0.0, 1.0)
+
+
+def _through_funnel(scene: Scene, goal: Float[Tensor, "batch 7"], turn: Float[Tensor, " batch"]) -> Float[Tensor, "batch 7"]:
+    """The way down to `goal`, higher the further the tool is from above it (`turn`: rotation still missing, radians).
+
+    The height changes smoothly with the error, so that a student who sees a little wrong does only a little wrong.
+    """
+    offset = (goal[:, :2] - scene.tcp[:, :2]).norm(dim=-1)
+    height = goal[:, 2] + HOVER * torch.maximum((offset - 0.008) / 0.05, (turn - 0.15) / 0.4).clamp(0, 1)
+    sideways = ((scene.tcp[:, 2] - height + 0.04) / 0.02).clamp(0, 1)[:, None]  # none while far too low
+    position = scene.commanded[:, :2] + sideways * (goal[:, :2] - scene.commanded[:, :2])
+    return torch.cat([position, height[:, None], goal[:, 3:]], -1)
 
 
 def _slide(scene: Scene, side: float) -> Plan:
     """Put the shut fingers down beside the cube (`side` along x, seen from the cube) and slide it to the goal."""
     cube, goal = scene.objects["cube"], scene.objects["goal_region"]
     down = _pointing_down(torch.zeros(len(cube)))
-    start = cube[:, :3] + torch.tensor([side * 0.065, 0, 0])
-    behind = side * (scene.tcp[:, 0] - cube[:, 0])
-    aligned = (scene.tcp[:, 1] - cube[:, 1]).abs() < 0.012
-    low = scene.tcp[:, 2] < CUBE
-    ready = low & aligned & (behind > 0.02) & (behind < 0.085)
-    over = (scene.tcp[:, :2] - start[:, :2]).norm(dim=-1) < 0.02
-    above = torch.cat([start[:, :2], start[:, 2:3] + HOVER], -1)
-    straight_up = torch.cat([scene.tcp[:, :2], above[:, 2:3]], -1)
-    target = torch.where((~over & (scene.tcp[:, 2] < CUBE + 0.02))[:, None], straight_up, above)
-    target = torch.where(over[:, None], start, target)
-    beyond = torch.stack([scene.tcp[:, 0] + (goal[:, 0] - cube[:, 0]) * 1.0, cube[:, 1], cube[:, 2]], -1)
-    target = torch.where(ready[:, None], beyond, target)
-    return torch.cat([target, down], -1), torch.zeros(len(cube))
+    start = torch.cat([cube[:, :3] + cube.new_tensor([side * 0.06, 0, 0]), down], -1)
+    beside = side * (scene.tcp[:, 0] - cube[:, 0])
+    aligned = (scene.tcp[:, 1] - cube[:, 1]).abs() < 0.015
+    ready = (scene.tcp[:, 2] < CUBE) & aligned & (beside > 0.02) & (beside < 0.08)
+    onward = (goal[:, 0] - cube[:, 0]).clamp(-0.03, 0.03)
+    push = torch.stack([scene.commanded[:, 0] + onward, cube[:, 1], cube[:, 2]], -1)
+    target = torch.where(ready[:, None], torch.cat([push, down], -1), _through_funnel(scene, start, torch.zeros(len(cube))))
+    return target, torch.zeros(len(cube))
 
 
 def _steady(scene: Scene, target: Float[Tensor, "batch 7"]) -> Float[Tensor, "batch 7"]:

@@ -4,7 +4,6 @@ CPU simulators hold one scene each. `SceneBatch` steps several scenes one after 
 `SceneBatch` per worker. Pictures come back through shared memory, everything else is small and goes through a pipe.
 """
 
-import os
 import pickle
 import signal
 import traceback
@@ -123,7 +122,6 @@ def _serve(pipe: Connection, make: MakeScene, num_envs: int) -> None:
     """A worker's life: make the scenes, say what they are, then answer until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     torch.set_num_threads(1)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         batch = SceneBatch(make, num_envs)
         pipe.send_bytes(pickle.dumps((batch.spec, None)))

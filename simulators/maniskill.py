@@ -6,7 +6,7 @@ the measured pose: we keep the commanded pose ourselves, solve for joint angles 
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -84,8 +84,8 @@ def check_task(task: str) -> None:
 class ManiSkillEnv:
     """One CPU scene, or `num_envs` GPU ones, of a ManiSkill task.
 
-    Cameras are the task's own (with `robot="panda_wristcam"` also one in the hand), `image_size` pixels square, with an
-    optional field of view in radians for the fixed ones. `mesh_detail` below 1 draws robots with that share of their
+    Cameras are the task's own (with `robot="panda_wristcam"` also one in the hand) or those of them named in `cameras`,
+    `image_size` pixels square, with an optional field of view in radians for `base_camera`. `mesh_detail` below 1 draws robots with that share of their
     triangles, which makes CPU rendering several times faster. With `images=False` nothing is rendered.
 
     Proprio: measured position (m), first two columns of the rotation matrix, gripper opening, then how far the
@@ -102,6 +102,7 @@ class ManiSkillEnv:
         robot: str = "panda",
         image_size: int = 128,
         images: bool = True,
+        cameras: Sequence[str] | None = None,
         field_of_view: float | None = None,
         mesh_detail: float = 1.0,
         reward: str = "sparse",
@@ -114,6 +115,7 @@ class ManiSkillEnv:
         self.instruction = INSTRUCTIONS.get(task, task.removesuffix("-v1"))
         registered_steps, self.sim = _make(task, num_envs, backend, robot, image_size, field_of_view, reward)
         self.device = self.sim.device
+        self.cameras = _choose_cameras(self.sim, cameras) if images else ()
         self._find_arm(task, command)
         limits = {"max_translation": max_translation, "max_rotation": max_rotation}
         if command != "ee_delta":
@@ -124,7 +126,7 @@ class ManiSkillEnv:
             num_envs=num_envs,
             control_hz=float(self.sim.control_freq),
             max_steps=max_steps or registered_steps,
-            cameras=self._cameras() if images else (),
+            cameras=tuple(self._describe(name) for name in self.cameras),
             proprio=self._proprio_layout(command),
             command=Command(command, size=7 if command == "ee_delta" else self.num_joints + 1, **limits),
         )
@@ -260,7 +262,8 @@ class ManiSkillEnv:
             hidden.hide_visual()
         self.sim.scene.update_render(update_sensors=True, update_human_render_cameras=False)
         pictures = {}
-        for name, sensor in self.sim._sensors.items():
+        for name in self.cameras:
+            sensor = self.sim._sensors[name]
             sensor.capture()
             seen = sensor.get_obs(rgb=True, depth=False, segmentation=False, position=False)
             pictures[name] = seen["rgb"].to("cpu", torch.uint8, copy=True)
@@ -330,16 +333,20 @@ class ManiSkillEnv:
         base = self._in_base(sensor.camera.get_global_pose())
         return (*base[0, :3].tolist(), *geometry.multiply(base[:, 3:], turn[:, 3:])[0].tolist())
 
-    def _cameras(self) -> tuple[Camera, ...]:
-        cameras = []
-        for name, sensor in self.sim._sensors.items():
-            matrix = sensor.get_params()["intrinsic_cv"][0].cpu().tolist()
-            mounted = sensor.config.mount is not None or sensor.config.entity_uid is not None
-            pose = None if mounted else self._optical_pose(sensor)
-            cameras.append(
-                Camera(name, sensor.config.height, sensor.config.width, tuple(map(tuple, matrix)), pose)
-            )
-        return tuple(cameras)
+    def _describe(self, name: str) -> Camera:
+        sensor = self.sim._sensors[name]
+        matrix = sensor.get_params()["intrinsic_cv"][0].cpu().tolist()
+        mounted = sensor.config.mount is not None or sensor.config.entity_uid is not None
+        pose = None if mounted else self._optical_pose(sensor)
+        return Camera(name, sensor.config.height, sensor.config.width, tuple(map(tuple, matrix)), pose)
+
+
+def _choose_cameras(sim: Any, wanted: Sequence[str] | None) -> tuple[str, ...]:
+    """The task's cameras, or those asked for by name."""
+    there = tuple(sim._sensors)
+    if unknown := set(wanted or ()) - set(there):
+        raise ValueError(f"no camera {', '.join(sorted(unknown))}; this task and robot have {', '.join(there)}")
+    return there if wanted is None else tuple(wanted)
 
 
 def _make(task: str, num_envs: int, backend: str, robot: str, size: int, fov: float | None, reward: str):
