@@ -1,7 +1,9 @@
 """Teachers for a student with tokens: a scripted expert made stochastic, or a policy trained before."""
 
+import math
 from pathlib import Path
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -13,17 +15,22 @@ from vla.types import Action, Actor, Observation
 class TokenTeacher:
     """A deterministic actor as a distribution over the student's tokens.
 
-    Each number is a Gaussian of `std` bin widths around the actor's command, integrated over the bins. The widths and
-    ranges are read from the student each time, so they cannot drift apart.
+    Each number is a Gaussian of `std` bin widths around the actor's command, integrated over the bins, mixed with a
+    uniform distribution of weight `doubt`. Without doubt the Gaussian's tails rule the reverse KL: a student unsure
+    whether to close the gripper is then taught to half close it. The bins are read from the student each time, so the
+    two cannot drift apart.
     """
 
-    def __init__(self, student: nn.Module, actor: Actor, std: float = 1.0):
+    def __init__(self, student: nn.Module, actor: Actor, std: float = 1.0, doubt: float = 0.01):
         if std <= 0:
             raise ValueError(f"std must be positive (in bin widths), got {std}")
+        if not 0 <= doubt < 1:
+            raise ValueError(f"doubt must be a share from 0 up to 1, got {doubt}")
         self.bins = _tokenised(student).bins
         self.horizon = _tokenised(student).horizon
         self.actor = actor
         self.std = std
+        self.doubt = doubt
         self._require_horizon(getattr(actor, "horizon", self.horizon))
 
     def act(self, obs: Observation) -> Action:
@@ -41,7 +48,8 @@ class TokenTeacher:
         commands = self.actor.act(obs).commands
         self._require_horizon(commands.shape[-2])
         mass = self.bins.log_mass(self.bins.clip(commands.to(self.bins.low)), self.std * self.bins.width)
-        return mass.flatten(-3, -2)
+        anything = torch.full_like(mass, self.doubt / self.bins.bins).log()
+        return torch.logaddexp(math.log1p(-self.doubt) + mass, anything).flatten(-3, -2)
 
     def _require_horizon(self, theirs: int) -> None:
         if theirs != self.horizon:

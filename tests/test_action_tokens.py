@@ -152,15 +152,17 @@ def obs():
     return PointEnv(num_envs=5).reset(seed=3)
 
 
-def test_a_teacher_scores_tokens_by_the_gaussian_around_its_command(student, obs):
-    teacher = TokenTeacher(student, Homing(2), std=1.5)
+@pytest.mark.parametrize("doubt", [0.0, 0.05])
+def test_a_teacher_scores_tokens_by_the_gaussian_around_its_command_and_its_doubt(student, obs, doubt):
+    teacher = TokenTeacher(student, Homing(2), std=1.5, doubt=doubt)
     action = student.act(obs)
     command = Homing(2).act(obs).commands.numpy().astype(float)
     width = 0.4 / 8
     token = action.latent["tokens"].unflatten(-1, (2, 2)).numpy()
     below = np.where(token == 0, -np.inf, -0.2 + token * width)
     above = np.where(token == 7, np.inf, -0.2 + (token + 1) * width)
-    expected = np.log(norm.cdf(above, command, 1.5 * width) - norm.cdf(below, command, 1.5 * width))
+    mass = norm.cdf(above, command, 1.5 * width) - norm.cdf(below, command, 1.5 * width)
+    expected = np.log((1 - doubt) * mass + doubt / 8)
     np.testing.assert_allclose(teacher.log_prob(obs, action).numpy(), expected.reshape(5, 4), rtol=1e-3, atol=1e-4)
 
 
