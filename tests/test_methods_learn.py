@@ -63,7 +63,7 @@ def test_imitation_solves_the_task(head):
         "tokens one by one": lambda: TokenPolicy(SPEC, StateMLP, 2, decoder, bins=16, soft_label_std=0.7),
         "gaussian": lambda: GaussianPolicy(SPEC, StateMLP, 2),
     }[head]()
-    imitate(policy, demonstrations(200), steps=300, lr=5e-3)
+    imitate(policy, demonstrations(200), steps=250, lr=5e-3)
     assert success(policy) >= 0.85
 
 
@@ -75,25 +75,26 @@ def test_distillation_turns_a_weak_imitator_into_an_expert(divergence):
     teacher = partial(TokenTeacher, actor=Homing(2))
     algorithm = Distill(student, teacher, lr=3e-3, divergence=divergence, epochs=2, minibatch=128)
     env = PointEnv(num_envs=64)
-    divergences = [algorithm.update(rollout(env, student, seed=64 * i))["reverse_kl"] for i in range(25)]
+    divergences = [algorithm.update(rollout(env, student, seed=64 * i))["reverse_kl"] for i in range(15)]
     assert weak < 0.7
     assert success(student) >= max(0.9, weak + 0.25)
     assert divergences[-1] < 0.6 * divergences[0]
 
 
-@pytest.mark.parametrize("head", ["gaussian", "tokens"])
-@pytest.mark.parametrize("granularity", ["chunk", "factor"])
+@pytest.mark.parametrize(
+    ("head", "granularity"), [("gaussian", "chunk"), ("tokens", "factor"), ("gaussian", "command")]
+)
 def test_reinforcement_learning_solves_the_task_from_nothing(head, granularity):
     policy = SmallTokens(bins=8) if head == "tokens" else GaussianPolicy(SPEC, StateMLP, 2)
-    improve(policy, granularity, updates=25)
-    assert success(policy) >= 0.85
+    improve(policy, granularity, updates=20)
+    assert success(policy) >= 0.8
 
 
 def test_reinforcement_learning_of_a_residual_mends_a_base_that_does_nothing():
     base = GaussianPolicy(SPEC, StateMLP, 2)
     nn.init.zeros_(base.head.weight)
     policy = ResidualPolicy(SPEC, base, partial(GaussianPolicy, encoder=StateMLP, horizon=2), scale=1.0)
-    improve(policy, "chunk", updates=25)
+    improve(policy, "chunk", updates=20)
     assert success(Greedy(policy)) >= 0.85
 
 
