@@ -1,4 +1,4 @@
-"""Steps per second of an environment: state against pictures, single commands against chunks, full against light meshes.
+"""Steps per second of an environment: state or pictures, single commands or chunks, full or light meshes.
 
 `python -m benchmarks.rollout [task]`: all arms in one run, as ratios to pictures at every command with full meshes.
 """

@@ -7,6 +7,7 @@ commands will lead to.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -164,7 +165,7 @@ PLANS: dict[str, Callable[[Scene], Plan]] = {
 def _scene(obs: Observation) -> Scene:
     if obs.privileged is None or "tcp" not in obs.privileged:
         raise ValueError("a scripted expert needs privileged state; this environment gives none")
-    poses = {name: pose.reshape(-1, pose.shape[-1]) for name, pose in obs.privileged.items()}
+    poses = {name: cast(Tensor, pose).reshape(-1, pose.shape[-1]) for name, pose in obs.privileged.items()}
     tcp, commanded, gripper = (poses.pop(name) for name in ("tcp", "commanded", "gripper"))
     return Scene(tcp, commanded, gripper[:, 0], poses, held=tuple(x for x in ("cube", "cubeA") if x in poses))
 
@@ -174,7 +175,9 @@ def _grasp_then(scene: Scene, name: str, cube: Tensor, carry: Tensor, obstacle: 
     return _fetch(scene, name, CUBE, grip, carry)
 
 
-def _fetch(scene: Scene, name: str, width: float, grip: Float[Tensor, "batch 7"], carry: Float[Tensor, "batch 7"]) -> Plan:
+def _fetch(
+    scene: Scene, name: str, width: float, grip: Float[Tensor, "batch 7"], carry: Float[Tensor, "batch 7"]
+) -> Plan:
     """Come down to `grip` through a funnel and close; once the object is held, go to `carry`."""
     inside, held = scene.around(name), scene.holds(name, width)
     turn = geometry.turn_between(scene.tcp[:, 3:], grip[:, 3:]).norm(dim=-1)
@@ -183,7 +186,9 @@ def _fetch(scene: Scene, name: str, width: float, grip: Float[Tensor, "batch 7"]
     return torch.where(held[:, None], carry, target), torch.where(inside, 0.0, 1.0)
 
 
-def _through_funnel(scene: Scene, goal: Float[Tensor, "batch 7"], turn: Float[Tensor, " batch"]) -> Float[Tensor, "batch 7"]:
+def _through_funnel(
+    scene: Scene, goal: Float[Tensor, "batch 7"], turn: Float[Tensor, " batch"]
+) -> Float[Tensor, "batch 7"]:
     """The way down to `goal`, higher the further the tool is from above it (`turn`: rotation still missing, radians).
 
     The height changes smoothly with the error, so that a student who sees a little wrong does only a little wrong.
@@ -205,7 +210,9 @@ def _slide(scene: Scene, side: float) -> Plan:
     ready = (scene.tcp[:, 2] < CUBE) & aligned & (beside > 0.02) & (beside < 0.08)
     onward = (goal[:, 0] - cube[:, 0]).clamp(-0.03, 0.03)
     push = torch.stack([scene.commanded[:, 0] + onward, cube[:, 1], cube[:, 2]], -1)
-    target = torch.where(ready[:, None], torch.cat([push, down], -1), _through_funnel(scene, start, torch.zeros(len(cube))))
+    target = torch.where(
+        ready[:, None], torch.cat([push, down], -1), _through_funnel(scene, start, torch.zeros(len(cube)))
+    )
     return target, torch.zeros(len(cube))
 
 
@@ -226,8 +233,10 @@ def _about_y(angle: Float[Tensor, " batch"]) -> Float[Tensor, "batch 4"]:
     return geometry.from_rotation_vector(torch.stack([zero, angle, zero], -1))
 
 
-def _across_faces(scene: Scene, cube: Float[Tensor, "batch 7"], obstacle: Float[Tensor, "batch 7"]) -> Float[Tensor, "batch 4"]:
-    """Pointing down with the fingers on two faces: those nearest to the present yaw, unless an obstacle is in the way."""
+def _across_faces(
+    scene: Scene, cube: Float[Tensor, "batch 7"], obstacle: Float[Tensor, "batch 7"]
+) -> Float[Tensor, "batch 4"]:
+    """Pointing down with the fingers on the two faces nearest to the present yaw, unless an obstacle is in the way."""
     side = geometry.rotate(cube[:, 3:], torch.tensor([1.0, 0, 0]).expand(len(cube), 3))
     yaw = torch.atan2(side[:, 1], side[:, 0])
     closing = geometry.rotate(scene.tcp[:, 3:], torch.tensor([0.0, 1, 0]).expand(len(cube), 3))

@@ -64,11 +64,11 @@ class SubprocessEnv:
             theirs.close()
             self.pipes.append(ours)
             self.processes.append(process)
-        spec = [self._receive(i) for i in range(workers)][0]
-        self.spec = replace(spec, num_envs=num_envs)
+        specs = [self._receive(i) for i in range(workers)]
+        self.spec = replace(specs[0], num_envs=num_envs)
         self.pictures = {
             camera.name: torch.zeros(num_envs, camera.height, camera.width, 3, dtype=torch.uint8).share_memory_()
-            for camera in spec.cameras
+            for camera in self.spec.cameras
         }
         for pipe, *own in zip(self.pipes, *(x.split(self.sizes) for x in self.pictures.values()), strict=True):
             pipe.send(dict(zip(self.pictures, own, strict=True)))

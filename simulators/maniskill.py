@@ -65,8 +65,8 @@ def maniskill(
 
 
 def check_task(task: str) -> None:
-    """Raise ValueError unless `task` is registered and all it needs is on this machine (never asks, never downloads)."""
-    import mani_skill.envs  # registers the tasks
+    """Raise ValueError unless `task` is registered and all it needs is on this machine; never asks or downloads."""
+    import mani_skill.envs  # noqa: F401 -- registers the tasks
     from mani_skill.utils import assets
     from mani_skill.utils.registration import REGISTERED_ENVS
 
@@ -85,8 +85,9 @@ class ManiSkillEnv:
     """One CPU scene, or `num_envs` GPU ones, of a ManiSkill task.
 
     Cameras are the task's own (with `robot="panda_wristcam"` also one in the hand) or those of them named in `cameras`,
-    `image_size` pixels square, with an optional field of view in radians for `base_camera`. `mesh_detail` below 1 draws robots with that share of their
-    triangles, which makes CPU rendering several times faster. With `images=False` nothing is rendered.
+    `image_size` pixels square, with an optional field of view in radians for `base_camera`. `mesh_detail` below 1 draws
+    robots with that share of their triangles, which makes CPU rendering several times faster. With `images=False`
+    nothing is rendered.
 
     Proprio: measured position (m), first two columns of the rotation matrix, gripper opening, then how far the
     commanded pose is ahead of the measured one (m, rotation vector); a goal that cameras are not shown is told as
@@ -117,18 +118,21 @@ class ManiSkillEnv:
         self.device = self.sim.device
         self.cameras = _choose_cameras(self.sim, cameras) if images else ()
         self._find_arm(task, command)
-        limits = {"max_translation": max_translation, "max_rotation": max_rotation}
-        if command != "ee_delta":
-            limits = {"max_rotation": None if command == "joint_position" else max_rotation}
         self.sim.reset(seed=0 if num_envs == 1 else list(range(num_envs)))
+        self.base = _pose_xyzw(self.sim.agent.robot.pose)
         self.goal = next((x for x in self.sim._hidden_objects if "goal" in x.name), None)
+        self.over = torch.ones(num_envs, dtype=torch.bool)  # nothing moves before the first reset
+        self.steps = 0
+        self.last: Observation
+        self.commanded: Float[Tensor, "env 7"]
+        self.joints: Float[Tensor, "env joints"]
         self.spec = EnvSpec(
             num_envs=num_envs,
             control_hz=float(self.sim.control_freq),
             max_steps=max_steps or registered_steps,
             cameras=tuple(self._describe(name) for name in self.cameras),
             proprio=self._proprio_layout(command),
-            command=Command(command, size=7 if command == "ee_delta" else self.num_joints + 1, **limits),
+            command=self._meaning(command, max_translation, max_rotation),
         )
 
     def reset(self, seed: int) -> Observation:
@@ -194,6 +198,7 @@ class ManiSkillEnv:
         if self.mesh_detail < 1 and self.images:
             for scene in self.sim.scene.sub_scenes:
                 simplify_visuals(scene, self.mesh_detail)
+        self.base = _pose_xyzw(self.sim.agent.robot.pose)
         self.over = torch.zeros(n, dtype=torch.bool)
         self.steps = 0
         self.commanded = self._measured()
@@ -235,7 +240,7 @@ class ManiSkillEnv:
     def _turn_joints(self, command: Float[Tensor, "env joints"], gripper: Tensor) -> Float[Tensor, "env action"]:
         command = command.to(self.device)
         if self.spec.command.kind == "joint_delta":
-            limit = self.spec.command.max_rotation
+            limit = self.spec.command.max_rotation or 0.0
             command = command.clamp(-limit, limit)
             self.joints = self.joints + command
         else:
@@ -246,7 +251,9 @@ class ManiSkillEnv:
     def _observe(self) -> Observation:
         n = self.spec.num_envs
         measured = self._measured()
-        privileged = {name: self._pose(actor) for name, actor in self._objects().items()}
+        objects = self._objects()
+        poses = self._in_base(*(actor.pose for actor in objects.values()))
+        privileged = dict(zip(objects, poses, strict=True))
         return Observation(
             images=TensorDict(self._render() if self.images else {}, [n]),
             proprio=self._proprio(measured),
@@ -270,8 +277,8 @@ class ManiSkillEnv:
         return pictures
 
     def _proprio(self, measured: Float[Tensor, "env 7"]) -> Float[Tensor, "env proprio"]:
-        quaternion = measured[:, 3:]
-        axes = [geometry.rotate(quaternion, v.expand(len(quaternion), 3)) for v in torch.eye(3)[:2]]
+        x, y = torch.eye(3)[:2, None].expand(2, len(measured), 3)
+        axes = geometry.rotate(measured[:, 3:].expand(2, -1, 4), torch.stack([x, y]))
         opening = self._opening()
         ahead = geometry.delta_between(measured, self.commanded, opening)[:, :6]
         parts = [measured[:, :3], *axes, opening, ahead]
@@ -280,6 +287,11 @@ class ManiSkillEnv:
         if self.goal is not None:
             parts.append(self._pose(self.goal)[:, :3])
         return torch.cat(parts, -1)
+
+    def _meaning(self, kind: CommandKind, max_translation: float, max_rotation: float) -> Command:
+        if kind == "ee_delta":
+            return Command(kind, 7, max_translation, max_rotation)
+        return Command(kind, self.num_joints + 1, max_rotation=max_rotation if kind == "joint_delta" else None)
 
     def _opening(self) -> Float[Tensor, "env 1"]:
         """How far the gripper is open, measured, from 0 to 1; 0 for a tool without one."""
@@ -304,10 +316,16 @@ class ManiSkillEnv:
 
     def _pose(self, thing: Any) -> Float[Tensor, "env 7"]:
         """A copy of where `thing` is, in the robot's base frame."""
-        return self._in_base(thing.pose)
+        return self._in_base(thing.pose)[0]
 
-    def _in_base(self, pose: Any) -> Float[Tensor, "env 7"]:
-        return geometry.to_frame(_pose_xyzw(self.sim.agent.robot.pose), _pose_xyzw(pose))
+    def _in_base(self, *poses: Any) -> Float[Tensor, "pose env 7"]:
+        """Poses of the simulator in the base frame, in one go: many small operations cost more than the physics."""
+        if not poses:
+            return torch.zeros(0, self.sim.num_envs, 7)
+        native = torch.stack([pose.raw_pose for pose in poses]).cpu()
+        return geometry.to_frame(
+            self.base.expand_as(native), torch.cat([native[..., :3], geometry.wxyz_to_xyzw(native[..., 3:])], -1)
+        )
 
     def _native_pose(self, pose: Float[Tensor, "env 7"]) -> Any:
         from mani_skill.utils.structs import Pose
@@ -321,7 +339,9 @@ class ManiSkillEnv:
         agent = self.sim.agent
         controllers = getattr(agent.controller, "controllers", {})
         if "arm" not in controllers or not hasattr(agent, "tcp"):
-            raise ValueError(f"task {task} is not for a single arm with a tool, so no {command} command can be given it")
+            raise ValueError(
+                f"task {task} is not for a single arm with a tool, so no {command} command can be given it"
+            )
         self.arm_joints = controllers["arm"].active_joint_indices
         self.num_joints = len(self.arm_joints)
         self.has_gripper = "gripper" in controllers
@@ -330,8 +350,8 @@ class ManiSkillEnv:
     def _optical_pose(self, sensor: Any) -> tuple[float, ...]:
         """SAPIEN cameras look along x with z up; turned to look along z with y down, as intrinsics expect."""
         turn = torch.tensor([[0, 0, 0, -0.5, 0.5, -0.5, 0.5]])
-        base = self._in_base(sensor.camera.get_global_pose())
-        return (*base[0, :3].tolist(), *geometry.multiply(base[:, 3:], turn[:, 3:])[0].tolist())
+        pose = self._in_base(sensor.camera.get_global_pose())[0]
+        return (*pose[0, :3].tolist(), *geometry.multiply(pose[:, 3:], turn[:, 3:])[0].tolist())
 
     def _describe(self, name: str) -> Camera:
         sensor = self.sim._sensors[name]

@@ -57,7 +57,7 @@ def _simplified_shapes(shape, keep: float):
 
 @functools.lru_cache(maxsize=256)
 def _simplify(vertices: bytes, triangles: bytes, keep: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Quadric edge collapse (Garland and Heckbert 1997) with smooth normals; cached, as every scene has the same robot."""
+    """Quadric edge collapse (Garland and Heckbert 1997), smooth normals; cached, as every scene has the same robot."""
     import fast_simplification
     import trimesh
 
@@ -66,9 +66,8 @@ def _simplify(vertices: bytes, triangles: bytes, keep: float) -> tuple[np.ndarra
     mesh = trimesh.Trimesh(points, faces, process=True)  # merges the seams, or the surface would tear open
     wanted = max(MIN_TRIANGLES, int(len(mesh.faces) * keep))
     if len(mesh.faces) > wanted:
-        mesh = trimesh.Trimesh(
-            *fast_simplification.simplify(mesh.vertices, mesh.faces, target_count=wanted), process=False
-        )
+        points, faces = fast_simplification.simplify(mesh.vertices, mesh.faces, target_count=wanted)
+        mesh = trimesh.Trimesh(points, faces, process=False)
     return (
         np.asarray(mesh.vertices, dtype=np.float32),
         np.asarray(mesh.faces, dtype=np.uint32),

@@ -89,7 +89,9 @@ class PointEnv:
         size = self.spec.cameras[0].height
         pictures = torch.zeros(self.spec.num_envs, size, size, 3, dtype=torch.uint8)
         env = torch.arange(self.spec.num_envs)
-        marks = [(self.targets[:, i], colour) for i, colour in zip(range(self.num_targets), COLOURS.values(), strict=False)]
+        marks = [
+            (self.targets[:, i], colour) for i, colour in zip(range(self.num_targets), COLOURS.values(), strict=False)
+        ]
         for where, colour in [*marks, (self.position, (255, 255, 255))]:
             column = ((where[:, 0] + 1) / 2 * (size - 2)).round().long().clamp(0, size - 2)
             row = ((1 - where[:, 1]) / 2 * (size - 2)).round().long().clamp(0, size - 2)
@@ -107,6 +109,7 @@ class Homing:
 
     def act(self, obs: Observation) -> Action:
         b = obs.batch_size
+        assert obs.privileged is not None
         way = obs.privileged["goal"][..., :2] - obs.proprio[..., :2]
         return Action(
             commands=(way / self.horizon).clamp(-0.2, 0.2)[..., None, :].expand(*b, self.horizon, 2),

@@ -73,6 +73,8 @@ def test_a_blocked_arm_winds_up_no_further_than_its_leash():
 
 def test_the_delta_between_two_poses_leads_from_one_to_the_other():
     start = torch.tensor([0.4, 0, 0.2, 1, 0, 0, 0])
-    end = torch.cat([torch.tensor([0.42, 0.01, 0.19]), g.multiply(g.from_rotation_vector(torch.tensor([0.1, 0.2, 0.0])), start[3:])])
+    end = torch.cat(
+        [torch.tensor([0.42, 0.01, 0.19]), g.multiply(g.from_rotation_vector(torch.tensor([0.1, 0.2, 0.0])), start[3:])]
+    )
     command = g.delta_between(start, end, torch.ones(1))
-    torch.testing.assert_close(g.advance(start, start, command, leash=(1, 1)), end)
+    torch.testing.assert_close(g.advance(start, start, command, leash=(1.0, 1.0)), end)

@@ -1,12 +1,13 @@
 """Collecting episodes, in this process or with Ray in several; the only file that imports ray."""
 
 import copy
+import logging
 import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, runtime_checkable
 
 import ray
 import torch
@@ -19,6 +20,7 @@ from vla.evaluation import OnDevice
 from vla.rollout import Greedy, rollout
 from vla.types import EnvSpec, Rollout
 
+log = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[1]
 
 
@@ -26,13 +28,15 @@ class Collector:
     """One worker: it builds its own environments, so only it imports the simulator, and keeps its own policy."""
 
     def __init__(self, env: Mapping[str, Any], device: str = "cpu"):
-        try:
-            self.env = instantiate(env)
-        except InstantiationException as error:  # what the constructor said is more use than what Hydra adds
-            raise error.__cause__ or error from None
+        self.config = env
         self.device = torch.device(device)
 
-    def spec(self) -> EnvSpec:
+    def open(self) -> EnvSpec:
+        """Build the environments (not in the constructor: Ray would not pass on why that failed)."""
+        try:
+            self.env = instantiate(self.config)
+        except InstantiationException as error:  # what the environment said is more use than what Hydra adds
+            raise error.__cause__ or error from None
         return self.env.spec
 
     def load(self, policy: nn.Module) -> None:
@@ -49,6 +53,7 @@ class Collector:
         return actor if self.device.type == "cpu" else OnDevice(actor, self.device)
 
 
+@runtime_checkable
 class Pending(Protocol):
     """Episodes still being played."""
 
@@ -69,12 +74,12 @@ class Collectors:
             raise ValueError(f"env.num_envs={num_envs} cannot be spread evenly over workers={workers}: change one")
         self.share = num_envs // workers
         self.scratch = _start_ray(workers)
-        make = ray.remote(num_cpus=1, num_gpus=gpus_per_worker)(Collector)
+        make: Any = ray.remote(num_cpus=1, num_gpus=gpus_per_worker)(Collector)
         device = "cuda" if gpus_per_worker else "cpu"
-        self.workers = [make.remote({**env, "num_envs": self.share}, device) for _ in range(workers)]
+        self.workers: list[Any] = [make.remote({**env, "num_envs": self.share}, device) for _ in range(workers)]
         self.loaded = False
         try:
-            self.spec: EnvSpec = replace(_wait([w.spec.remote() for w in self.workers])[0], num_envs=num_envs)
+            self.spec: EnvSpec = replace(_wait([w.open.remote() for w in self.workers])[0], num_envs=num_envs)
         except BaseException:
             self.close()
             raise
@@ -93,7 +98,7 @@ class Collectors:
         ray.shutdown()
         shutil.rmtree(self.scratch, ignore_errors=True)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Collectors":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -105,7 +110,7 @@ class OneProcess:
 
     def __init__(self, env: Mapping[str, Any], *, device: torch.device | str = "cpu"):
         self.collector = Collector(env, str(device))
-        self.spec = self.collector.spec()
+        self.spec = self.collector.open()
         self.loaded = False
 
     def start(self, policy: nn.Module, seed: int, *, greedy: bool = False) -> Pending:
@@ -117,7 +122,7 @@ class OneProcess:
     def close(self) -> None:
         self.collector.env.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "OneProcess":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -146,21 +151,31 @@ class _Done:
         return self.episodes
 
 
-def _start_ray(workers: int) -> Path:
+def _start_ray(workers: int, attempts: int = 4) -> Path:
     """Start a Ray that no other program uses or finds; returns where it keeps its sockets and logs.
 
-    Workers import this checkout. Their path of sockets must stay short, so it is not below the run directory.
+    Workers import this checkout. Their path of sockets must stay short, so it is not below the run directory. On a busy
+    machine Ray gives up after 30 s, so it is tried again.
     """
-    scratch = Path(tempfile.mkdtemp(prefix="ray-"))
-    ray.init(
-        address="local",
-        num_cpus=workers,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}},
-        _temp_dir=str(scratch),
-    )
+    for attempt in range(attempts):
+        scratch = Path(tempfile.mkdtemp(prefix="ray-"))
+        try:
+            ray.init(
+                address="local",
+                num_cpus=workers,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}},
+                _temp_dir=str(scratch),
+            )
+            break
+        except Exception as error:  # Ray has no name for it
+            ray.shutdown()
+            shutil.rmtree(scratch, ignore_errors=True)
+            if "timed out during startup" not in str(error) or attempt == attempts - 1:
+                raise
+            log.warning("Ray did not start in time on this busy machine: trying again")
     return scratch
 
 

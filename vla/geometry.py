@@ -3,6 +3,8 @@
 Quaternions are x y z w with w >= 0. Rotation vectors are radians along the axis. A pose is x y z, quaternion.
 """
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -79,8 +81,8 @@ def limit_ee_delta(command: Float[Tensor, "*batch 7"], meaning: Command) -> Floa
     """An `ee_delta` command within its limits: the norms of translation and rotation, and the gripper in 0..1."""
     return torch.cat(
         [
-            limit_norm(command[..., :3], meaning.max_translation),
-            limit_norm(command[..., 3:6], meaning.max_rotation),
+            limit_norm(command[..., :3], meaning.max_translation or math.inf),
+            limit_norm(command[..., 3:6], meaning.max_rotation or math.inf),
             command[..., 6:].clamp(0, 1),
         ],
         -1,

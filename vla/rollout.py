@@ -1,7 +1,7 @@
 """Playing episodes: the one loop behind training, evaluation, teleoperation and real-robot runs."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vla.types import Action, Actor, ChunkEnv, Env, Observation, Rollout, Step
@@ -32,14 +32,15 @@ def execute(env: Env, chunk: Float[Tensor, "env horizon action"], alive: Bool[Te
     """Play a chunk open loop as one step; what an episode did after its end does not count."""
     if isinstance(env, ChunkEnv):
         return env.play(chunk)
-    total = None
-    for command in chunk.unbind(1):
-        step = env.step(command)
-        total = _first(step, chunk, alive) if total is None else _next(total, step, alive)
+    total = _first(env.step(chunk[:, 0]), chunk, alive)
+    num_steps = alive.long()
+    for command in chunk[:, 1:].unbind(1):
         alive = alive & ~total.terminated & ~total.truncated
         if not alive.any():
             break
-    return total
+        total = _next(total, env.step(command), alive, num_steps)
+        num_steps = num_steps + alive
+    return total.replace(num_steps=num_steps)
 
 
 class Greedy:
@@ -55,12 +56,12 @@ class Greedy:
 def _first(step: Step, chunk: Float[Tensor, "env horizon action"], alive: Bool[Tensor, " env"]) -> Step:
     executed = torch.zeros_like(chunk)
     executed[:, 0] = step.executed
-    return step.replace(executed=executed * alive[:, None, None], num_steps=alive.long(), reward=step.reward * alive)
+    return step.replace(executed=executed * alive[:, None, None], reward=step.reward * alive)
 
 
-def _next(total: Step, step: Step, alive: Bool[Tensor, " env"]) -> Step:
+def _next(total: Step, step: Step, alive: Bool[Tensor, " env"], done: Int[Tensor, " env"]) -> Step:
     env = alive.nonzero().squeeze(-1)
-    total.executed[env, total.num_steps[env]] = step.executed[env]
+    total.executed[env, done[env]] = step.executed[env]
     return Step(
         obs=step.obs.where(alive, total.obs),
         reward=total.reward + step.reward * alive,
@@ -68,12 +69,12 @@ def _next(total: Step, step: Step, alive: Bool[Tensor, " env"]) -> Step:
         terminated=total.terminated | step.terminated & alive,
         truncated=total.truncated | step.truncated & alive,
         executed=total.executed,
-        num_steps=total.num_steps + alive,
         batch_size=total.batch_size,
     )
 
 
 def _row(obs: Observation, action: Action, step: Step, *, valid: Bool[Tensor, " env"]) -> Rollout:
+    assert step.num_steps is not None  # `execute` counts them
     return Rollout(
         obs=obs,
         action=action,

@@ -56,18 +56,17 @@ class Run:
         """
         write_atomically(self.dir / "config.yaml", self._config)
         write_atomically(self.dir / "identity.json", json.dumps(identity(), indent=1) + "\n")
-        found = checkpoints(self.dir)
-        step = 0
-        if found:
-            state = torch.load(found[-1] / "state.pt", map_location="cpu", weights_only=True)
-            step = state["step"]
-            for name, part in parts.items():
-                part.load_state_dict(_policy_weights(found[-1]) if name == "policy" else state["parts"][name])
-            _set_random_state(state["random"])
-        kept = [row for row in read_metrics(self.dir) if found and row["step"] <= step]
+        last = self.last_checkpoint()
+        state = None if last is None else torch.load(last / "state.pt", map_location="cpu", weights_only=True)
+        kept = [row for row in read_metrics(self.dir) if state and row["step"] <= state["step"]]
         if self._metrics.exists():
             write_atomically(self._metrics, "".join(json.dumps(row) + "\n" for row in kept))
-        return step
+        if last is None or state is None:
+            return 0
+        for name, part in parts.items():
+            part.load_state_dict(_policy_weights(last) if name == "policy" else state["parts"][name])
+        _set_random_state(state["random"])
+        return state["step"]
 
     def loop(self, start: int) -> Iterator[int]:
         """The steps `start + 1 .. steps`, with a progress bar on stderr."""

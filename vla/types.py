@@ -56,7 +56,7 @@ class Step(TensorClass):
     terminated: Bool[Tensor, "*batch"]
     truncated: Bool[Tensor, "*batch"]
     executed: Float[Tensor, "... action"]  # [*batch, action] of a command, [*batch, horizon, action] of a chunk
-    num_steps: Int[Tensor, "*batch"] | None = None
+    num_steps: Int[Tensor, "*batch"] | None = None  # commands executed; None in the answer to a single command
 
 
 class Rollout(TensorClass):

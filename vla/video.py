@@ -44,7 +44,8 @@ def write_video(path: Path, frames: UInt8[Tensor, "time height width 3"], fps: f
 def read_video(path: Path) -> UInt8[Tensor, "time height width 3"]:
     """All pictures of a film."""
     with av.open(str(path)) as container:
-        return torch.stack([torch.from_numpy(x.to_ndarray(format="rgb24")) for x in container.decode(video=0)])
+        pictures = [torch.from_numpy(x.to_ndarray(format="rgb24")) for x in container.decode(video=0)]
+    return torch.stack(pictures)
 
 
 def _enlarged(view: UInt8[Tensor, "time height width 3"], height: int) -> UInt8[Tensor, "time height width 3"]:

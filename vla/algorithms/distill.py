@@ -6,16 +6,18 @@ whole distribution instead of its best answer: the objective is KL(student || te
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
+from tensordict import TensorClass
 from torch import Tensor
 
 from vla.algorithms.descent import adamw, descend, device_of
 from vla.algorithms.losses import executed_factors, importance_loss, kl, masked_mean
 from vla.algorithms.minibatches import in_order, shuffled
 from vla.algorithms.rescoring import require_same_scores
+from vla.data.chunks import shifted
 from vla.types import Metrics, Observation, Rollout, Stochastic
 
 DIVERGENCES = ("reverse_sampled", "reverse_exact")
@@ -38,7 +40,9 @@ class Distill:
     with an importance ratio, so the gradient stays that of the KL over several minibatches and epochs. `clip` bounds
     the advantage: far from what it knows, a teacher is confident noise.
     `reverse_exact` differentiates the KL over all tokens instead: the same gradient in expectation without its noise,
-    for policies with a `distribution`.
+    for policies with a `distribution`. It needs only the states, so those of the last `replay` updates can be learned
+    from again, an update's worth drawn from all of them (as DAgger aggregates). `shift` moves pictures by up to so many
+    pixels at random.
     """
 
     def __init__(
@@ -51,6 +55,8 @@ class Distill:
         minibatch: int = 256,
         clip: float | None = 10.0,
         max_grad_norm: float = 1.0,
+        replay: int = 0,
+        shift: int = 0,
     ):
         self.policy = policy
         self.teacher = teacher(policy)
@@ -63,13 +69,19 @@ class Distill:
                 raise TypeError(
                     f"{type(side).__name__} has no `distribution`, as reverse_exact needs: use reverse_sampled"
                 )
+        if replay < 0 or shift < 0 or (replay and sampled):
+            raise ValueError(
+                f"need replay >= 0 and shift >= 0, got {replay} and {shift}; replay goes with reverse_exact only"
+            )
+        self.memory = Memory(replay + 1)
+        self.shift = shift
         self.epochs = epochs
         self.minibatch = minibatch
         self.clip = clip
         self.max_grad_norm = max_grad_norm
         self.optimizer = adamw(policy, lr=lr)
         self.device = device_of(self.optimizer)
-        self.parts = {"policy": policy, "optimizer": self.optimizer}
+        self.parts = {"policy": policy, "optimizer": self.optimizer, **({"memory": self.memory} if replay else {})}
         self.scores_checked = False
 
     def update(self, rollout: Rollout) -> Metrics:
@@ -78,11 +90,11 @@ class Distill:
             require_same_scores(self.policy, decisions, self.minibatch, self.device)
             self.scores_checked = True
         counts = executed_factors(decisions)
-        grades = self._graded(decisions)
+        self.memory.add(Graded(_needed(decisions), self._graded(decisions), counts, batch_size=decisions.batch_size))
         metrics = defaultdict(list)
         for _ in range(self.epochs):
-            for some in shuffled(self.minibatch, self.device, decisions, grades, counts):
-                for name, x in self._step(*some).items():
+            for (some,) in shuffled(self.minibatch, self.device, self.memory.draw(len(decisions))):
+                for name, x in self._step(some).items():
                     metrics[name].append(x)
         return {
             "student_log_prob": masked_mean(decisions.action.log_prob, counts).item(),
@@ -94,8 +106,10 @@ class Distill:
         """The teacher sees what the student saw and chose, once and after the fact; it never acts."""
         return torch.cat([self.grade(some).cpu() for some in in_order(self.minibatch, self.device, decisions)])
 
-    def _step(self, some: Rollout, grades: Tensor, counts: Bool[Tensor, "batch tokens"]) -> Metrics:
-        loss, divergence = self.loss(some, grades, counts)
+    def _step(self, some: "Graded") -> Metrics:
+        if self.shift:
+            moved(some.decisions.obs, self.shift)
+        loss, divergence = self.loss(some.decisions, some.grades, some.counts)
         grad_norm = descend(self.optimizer, loss, self.max_grad_norm)
         return {"distill_loss": loss.item(), "reverse_kl": divergence.item(), "grad_norm": grad_norm}
 
@@ -119,3 +133,45 @@ class Distill:
         student = cast(Categorical, self.policy).distribution(some.obs, some.action.latent["tokens"])
         loss = masked_mean(kl(student, grades), counts)
         return loss, loss.detach()
+
+
+class Graded(TensorClass):
+    """Decisions and what the teacher made of them."""
+
+    decisions: Rollout
+    grades: Tensor
+    counts: Bool[Tensor, "*batch tokens"]
+
+
+class Memory:
+    """The graded decisions of the last `updates` updates, oldest first; a checkpoint holds them, texts included."""
+
+    def __init__(self, updates: int):
+        self.updates = updates
+        self.kept: list[Graded] = []
+
+    def add(self, graded: Graded) -> None:
+        self.kept = [*self.kept, graded][-self.updates :]
+
+    def draw(self, count: int) -> Graded:
+        """`count` of them at random, or all there are if there are no more."""
+        together = Graded.cat(self.kept) if len(self.kept) > 1 else self.kept[0]
+        return together if len(together) <= count else together[torch.randperm(len(together))[:count]]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kept": [x.to_dict() for x in self.kept]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.kept = [Graded.from_dict(x, batch_size=[len(x["grades"])]) for x in state["kept"]]
+
+
+def moved(obs: Observation, shift: int) -> None:
+    """Move the pictures by up to `shift` pixels, each observation's alike."""
+    offset = torch.randint(-shift, shift + 1, (len(obs), 2))
+    for name, pictures in obs.images.items():
+        obs.images[name] = shifted(pictures, offset.to(pictures.device))
+
+
+def _needed(decisions: Rollout) -> Rollout:
+    """Without what only the teacher was allowed to see."""
+    return decisions.replace(obs=decisions.obs.replace(privileged=None))

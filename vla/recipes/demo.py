@@ -52,7 +52,9 @@ def _stage(name: str, directory: Path, overrides: list[str]) -> Figures:
         sys.stderr.write(f"\n$ {shlex.join(['python', *command[1:]])}\n")
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False)
         if done.returncode:
-            raise ValueError(f"the stage {directory.name} ended with status {done.returncode}, see above; run again to go on")
+            raise ValueError(
+                f"the stage {directory.name} ended with status {done.returncode}, see above; run again to go on"
+            )
     return json.loads(summary.read_text())
 
 

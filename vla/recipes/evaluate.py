@@ -5,6 +5,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from vla import evaluation
+from vla.checkpoint import Policy
 from vla.evaluation import Episode, OnDevice
 from vla.program import Figures, program
 from vla.rollout import Greedy
@@ -18,9 +19,9 @@ def evaluate(cfg: DictConfig) -> Figures:
     if cfg.episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {cfg.episodes}")
     run = Run(cfg, "evaluate")
-    actor = None if cfg.policy.path == "expert" else load_policy(cfg.policy.path).to(run.device)
+    policy = None if cfg.policy.path == "expert" else load_policy(cfg.policy.path).to(run.device)
     env = instantiate(cfg.env)
-    actor = _expert(cfg) if actor is None else _placed(actor, env.spec, run, greedy=cfg.greedy)
+    actor = _expert(cfg) if policy is None else _placed(policy, env.spec, run, greedy=cfg.greedy)
     run.restore({})
     done = evaluation.read_episodes(run.dir)[: cfg.episodes]
     with tqdm(total=cfg.episodes, initial=len(done), desc="evaluate", unit="episode") as bar:
@@ -49,7 +50,7 @@ def _expert(cfg: DictConfig) -> Actor:
     return instantiate(cfg.expert)
 
 
-def _placed(policy: Actor, spec: EnvSpec, run: Run, *, greedy: bool) -> Actor:
+def _placed(policy: Policy, spec: EnvSpec, run: Run, *, greedy: bool) -> Actor:
     require_agreement(policy.spec, spec)
     actor = Greedy(policy) if greedy else policy
     return actor if run.device.type == "cpu" else OnDevice(actor, run.device)

@@ -1,14 +1,16 @@
 """Learning from one's own episodes, by RL or distillation: `python -m vla.recipes.online env=point policy=token`."""
 
+from typing import Any, cast
+
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from vla.checkpoint import initial_policy, policy_config
+from vla.checkpoint import Policy, initial_policy, policy_config
 from vla.collect import Collectors, OneProcess
 from vla.evaluation import Episode, outcomes, summarise
 from vla.program import Figures, program
 from vla.run import Run, read_metrics
-from vla.statistics import Rate, rate
+from vla.statistics import rate
 from vla.types import Algorithm, Metrics
 from vla.video import save_film
 
@@ -64,7 +66,7 @@ def training_seeds(cfg: DictConfig) -> range:
     return seeds
 
 
-def test(collectors: Collectors | OneProcess, policy, run: Run, step: int, cfg: DictConfig) -> list[Episode]:
+def test(collectors: Collectors | OneProcess, policy: Policy, run: Run, step: int, cfg: DictConfig) -> list[Episode]:
     """The test episodes, played greedily; the first few are filmed."""
     played: list[Episode] = []
     seeds = range(cfg.test_seed, cfg.test_seed + cfg.test_episodes, collectors.spec.num_envs)
@@ -80,7 +82,7 @@ def test(collectors: Collectors | OneProcess, policy, run: Run, step: int, cfg: 
 
 
 def _collectors(cfg: DictConfig, run: Run) -> Collectors | OneProcess:
-    env = OmegaConf.to_container(cfg.env, resolve=True)
+    env = cast(dict[str, Any], OmegaConf.to_container(cfg.env, resolve=True))
     if cfg.workers == 0:
         return OneProcess(env, device=run.device)
     return Collectors(env, workers=cfg.workers, gpus_per_worker=cfg.gpus_per_worker)
@@ -99,7 +101,7 @@ def _figures(run: Run) -> Figures:
     }
 
 
-def _over_time(rows, prefix: str) -> list[Rate]:
+def _over_time(rows: list[dict[str, Any]], prefix: str) -> list[dict[str, Any]]:
     known = [row for row in rows if f"{prefix}/success" in row]
     counts = [(row["step"], row[f"{prefix}/success"], row[f"{prefix}/episodes"]) for row in known]
     return [{"step": step, **rate(round(share * n), round(n))} for step, share, n in counts]
