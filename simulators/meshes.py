@@ -11,7 +11,7 @@ MIN_TRIANGLES = 200
 
 
 def simplify_visuals(scene, keep: float) -> None:
-    """Replace every visual mesh of a SAPIEN scene that has over 1000 triangles by one with the share `keep` of them.
+    """Replace every plain visual mesh of a SAPIEN scene with over 1000 triangles by one with the share `keep` of them.
 
     Physics and collision shapes are not touched. Call it again after the scene was rebuilt.
     """
@@ -19,7 +19,7 @@ def simplify_visuals(scene, keep: float) -> None:
 
     for entity in scene.entities:
         body = entity.find_component_by_type(sapien.render.RenderBodyComponent)
-        if body is None or body.name == "simplified" or _count(body) < 1000:
+        if body is None or body.name == "simplified" or _count(body) < 1000 or _is_textured(body):
             continue
         lighter = sapien.render.RenderBodyComponent()
         lighter.name = "simplified"
@@ -33,6 +33,12 @@ def simplify_visuals(scene, keep: float) -> None:
 
 def _count(body) -> int:
     return sum(len(part.triangles) for shape in body.render_shapes for part in getattr(shape, "parts", ()))
+
+
+def _is_textured(body) -> bool:
+    """A texture would lose its place on a simplified mesh (the floor's grid, say)."""
+    parts = [part for shape in body.render_shapes for part in getattr(shape, "parts", ())]
+    return any(part.material.base_color_texture is not None for part in parts)
 
 
 def _simplified_shapes(shape, keep: float):

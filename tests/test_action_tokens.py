@@ -185,7 +185,7 @@ def test_a_command_beyond_the_students_range_counts_as_the_nearest_within(studen
             return action.replace(commands=torch.full_like(action.commands, 9.0))
 
     torch.testing.assert_close(
-        TokenTeacher(student, Far()).distribution(obs)[0, 0],
+        TokenTeacher(student, Far(), doubt=0.0).distribution(obs)[0, 0],
         student.bins.log_mass(torch.tensor([0.2, 0.2]), student.bins.width)[0],
     )
 

@@ -196,7 +196,7 @@ def test_clipping_bounds_what_a_confident_teacher_can_demand():
     played = play(policy)
     losses = {}
     for clip in (None, 0.5):
-        algorithm = Distill(policy, partial(Teacher, std=0.1), lr=0.0, clip=clip, minibatch=10_000)
+        algorithm = Distill(policy, partial(Teacher, std=0.1, doubt=0.0), lr=0.0, clip=clip, minibatch=10_000)
         losses[clip] = algorithm.update(played)
     assert abs(losses[0.5]["distill_loss"]) <= 0.5
     assert losses[None]["distill_loss"] > 5

@@ -17,7 +17,7 @@ OPTIONS = sorted(str(path.relative_to(CONFIGS).with_suffix("")) for path in CONF
 SUPPLIED = {"policy", "spec", "student", "features", "tokens", "bins"}
 
 
-NOT_FOR = {"sft": {"algorithm/distill", "algorithm/ppo"}, "online": {"algorithm/sft"}}
+NOT_FOR = {"sft": {"algorithm/distill", "algorithm/ppo", "experiment/pickcube"}, "online": {"algorithm/sft"}}
 
 
 def groups_of(program: str) -> set[str]:

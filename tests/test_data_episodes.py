@@ -220,6 +220,19 @@ def test_kills_at_any_moment_lose_at_most_the_unfinished_episode(tmp_path, recor
     assert sorted(x.name for x in out.iterdir()) == [".cache", "data", "meta"]
 
 
+def test_an_episode_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    writer = EpisodeWriter(tmp_path, SPEC)
+    writer.write(made_up(0, 3), seed=0)
+    with monkeypatch.context() as patch:
+        fail_after(patch, 0, begun=True)
+        with pytest.raises(InterruptedError):
+            writer.write(made_up(1, 3), seed=1)
+    writer.lock.close()
+    again = EpisodeWriter(tmp_path, SPEC)
+    assert (again.num_episodes, again.next_seed) == (1, 1)
+    assert len(list((tmp_path / ".unfinished").glob("episode_*.safetensors"))) == 1
+
+
 @pytest.mark.parametrize("step", range(8))
 def test_an_interruption_between_any_two_steps_of_putting_it_in_place_is_mended(tmp_path, recorded, monkeypatch, step):
     """Adding to a finished dataset: renames and removals after the dataset was built fail from the n-th on."""
@@ -239,9 +252,9 @@ def test_an_interruption_between_any_two_steps_of_putting_it_in_place_is_mended(
     assert [x["seed"] for x in json.loads((out / "meta" / "armature.json").read_text())["attempts"]] == [0, 1, 2, 3]
 
 
-def fail_after(patch, steps: int) -> None:
+def fail_after(patch, steps: int, *, begun: bool = False) -> None:
     """From the dataset being built on, only so many renames, removals of files and of directories succeed."""
-    left = [None]
+    left = [steps if begun else None]
 
     def limited(function):
         def call(path, *args, **kwargs):

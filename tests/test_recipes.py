@@ -170,7 +170,7 @@ def test_evaluation_plays_exactly_the_episodes_asked_for(tmp_path):
     arguments = ["policy=expert", "env.num_envs=4", "seed=70", "videos=0", "env.num_targets=2"]
     seven = run(evaluate.main, *arguments, "episodes=7", f"run_dir={tmp_path / 'seven'}")
     one_by_one = run(evaluate.main, *arguments, "episodes=7", "env.num_envs=1", f"run_dir={tmp_path / 'one'}")
-    rows = [list(csv.DictReader(open(tmp_path / x / "episodes.csv"))) for x in ("seven", "one")]
+    rows = [list(csv.DictReader((tmp_path / x / "episodes.csv").open())) for x in ("seven", "one")]
     assert [int(row["seed"]) for row in rows[0]] == list(range(70, 77))
     assert rows[0] == rows[1]
     assert seven["k"] == one_by_one["k"] == sum(row["success"] == "True" for row in rows[0])

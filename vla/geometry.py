@@ -97,11 +97,12 @@ def advance(
 ) -> Float[Tensor, "*batch 7"]:
     """The next commanded pose: `commanded` moved by an `ee_delta` command, at most `leash` away from `measured`.
 
-    Deltas accumulate on the commanded pose, so that a lagging arm still ends where it was sent. The leash (metres,
-    radians) keeps a blocked arm from winding up a pose that it would leap to when it comes free.
+    Deltas accumulate on the commanded pose, so that a lagging arm still ends where it was sent. The leash (metres along
+    each axis, radians) keeps a blocked arm from winding up a pose that it would leap to when it comes free; along the
+    other axes it holds its course.
     """
     position = commanded[..., :3] + command[..., :3]
-    position = measured[..., :3] + limit_norm(position - measured[..., :3], leash[0])
+    position = measured[..., :3] + (position - measured[..., :3]).clamp(-leash[0], leash[0])
     rotation = multiply(from_rotation_vector(command[..., 3:6]), commanded[..., 3:])
     turn = limit_norm(turn_between(measured[..., 3:], rotation), leash[1])
     return torch.cat([position, multiply(from_rotation_vector(turn), measured[..., 3:])], -1)
