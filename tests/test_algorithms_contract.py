@@ -31,6 +31,10 @@ ALGORITHMS = {
     "ppo of tokens": (Tokens, lambda policy: PPO(policy, critic, granularity="factor", minibatch=16)),
     "distill": (Tokens, lambda policy: Distill(policy, Teacher, epochs=2, minibatch=16)),
     "distill, exact": (Tokens, lambda policy: Distill(policy, Teacher, divergence="reverse_exact", minibatch=16)),
+    "distill, replay": (
+        Tokens,
+        lambda policy: Distill(policy, Teacher, divergence="reverse_exact", minibatch=16, replay=2, shift=1),
+    ),
 }
 
 
@@ -272,3 +276,20 @@ def test_sft_steps_with_the_learning_rate_it_reports():
 def test_sft_refuses_a_warmup_longer_than_the_training():
     with pytest.raises(ValueError, match="got 100 of 50"):
         SFT(Tokens(), total_steps=50)
+
+
+def test_replay_learns_from_the_last_updates_and_no_longer_ones():
+    policy = Tokens()
+    algorithm = Distill(policy, Teacher, divergence="reverse_exact", replay=1, minibatch=64)
+    played = [rollout(PointEnv(num_envs=3, max_steps=6), policy, seed=i) for i in (0, 10, 20)]
+    for episodes in played:
+        algorithm.scores_checked = True
+        algorithm.update(episodes)
+    kept = torch.cat([x.decisions.obs.proprio for x in algorithm.memory.kept])
+    torch.testing.assert_close(kept, torch.cat([x[x.valid].obs.proprio for x in played[1:]]))
+    assert all(x.decisions.obs.privileged is None for x in algorithm.memory.kept)
+
+
+def test_replay_with_sampled_divergence_is_refused():
+    with pytest.raises(ValueError, match="replay goes with reverse_exact only"):
+        Distill(Tokens(), Teacher, replay=1)

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import ray
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vla.evaluation import OnDevice
 from vla.rollout import Greedy, rollout
-from vla.types import EnvSpec, Rollout
+from vla.types import Actor, EnvSpec, Rollout
 
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[1]
@@ -41,7 +41,8 @@ class Collector:
 
     def load(self, policy: nn.Module) -> None:
         self.policy = policy.to(self.device).eval()
-        self.actors = {greedy: self._placed(Greedy(policy) if greedy else policy) for greedy in (False, True)}
+        actor = cast(Actor, policy)
+        self.actors = {False: self._placed(actor), True: self._placed(Greedy(actor))}
 
     def collect(self, weights: Mapping[str, Tensor], seed: int, *, greedy: bool = False) -> Rollout:
         """One episode per environment, from `seed` on, played by the policy with these weights."""

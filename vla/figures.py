@@ -10,6 +10,7 @@ import numpy as np
 import PIL.Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from vla.statistics import wilson
 from vla.video import read_video
@@ -68,7 +69,9 @@ def pooled_rates(rows: Sequence[Row], prefix: str) -> tuple[list[float], list[fl
     return steps, shares, lows, highs
 
 
-def binned(points: Sequence[tuple[float | int, float | int]]) -> tuple[list[float], list[float], list[float], list[float]]:
+def binned(
+    points: Sequence[tuple[float | int, float | int]],
+) -> tuple[list[float], list[float], list[float], list[float]]:
     """Steps, means, 10th and 90th percentile of neighbouring points."""
     groups = [np.asarray(some) for some in _groups(points, MAX_POINTS)]
     low, high = zip(*(np.nanquantile(some[:, 1], [0.1, 0.9]).tolist() for some in groups), strict=True)
@@ -116,7 +119,7 @@ def _finish(figure: Figure, grid: Sequence[Axes], titles: Sequence[str]) -> str:
         axes.tick_params(labelsize=8, colors=GREY)
         axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
         axes.set_axisbelow(True)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("step", fontsize=8, color=GREY)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})

@@ -67,7 +67,7 @@ def discordant(first: Sequence[Episode], second: Sequence[Episode]) -> tuple[int
     """Of the episodes both played: solved by both, only by the first, only by the second, by neither."""
     other = {x.seed: x.success for x in second}
     both = [(x.success, other[x.seed]) for x in first if x.seed in other]
-    return tuple(both.count(ends) for ends in ((True, True), (True, False), (False, True), (False, False)))
+    return both.count((True, True)), both.count((True, False)), both.count((False, True)), both.count((False, False))
 
 
 def _success(stages: Sequence[Stage]) -> str:

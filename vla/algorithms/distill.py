@@ -169,7 +169,7 @@ def moved(obs: Observation, shift: int) -> None:
     """Move the pictures by up to `shift` pixels, each observation's alike."""
     offset = torch.randint(-shift, shift + 1, (len(obs), 2))
     for name, pictures in obs.images.items():
-        obs.images[name] = shifted(pictures, offset.to(pictures.device))
+        obs.images[name] = shifted(cast(Tensor, pictures), offset.to(pictures.device))
 
 
 def _needed(decisions: Rollout) -> Rollout:
