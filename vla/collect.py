@@ -69,7 +69,7 @@ class Collectors:
     ValueError if the environments cannot be spread evenly, and RuntimeError if a worker dies.
     """
 
-    def __init__(self, env: Mapping[str, Any], *, workers: int, gpus_per_worker: float = 0):
+    def __init__(self, env: Mapping[str, Any], *, workers: int, gpus_per_worker: int | float = 0):
         num_envs = int(env["num_envs"])
         if workers < 1 or num_envs % workers:
             raise ValueError(f"env.num_envs={num_envs} cannot be spread evenly over workers={workers}: change one")

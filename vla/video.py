@@ -48,7 +48,7 @@ def read_video(path: Path) -> UInt8[Tensor, "time height width 3"]:
     return torch.stack(pictures)
 
 
-def _enlarged(view: UInt8[Tensor, "time height width 3"], height: int) -> UInt8[Tensor, "time height width 3"]:
+def _enlarged(view: UInt8[Tensor, "time height width 3"], height: int) -> UInt8[Tensor, "time rows columns 3"]:
     """A whole number of times, so that pixels stay sharp; shorter views get a black strip below."""
     times = max(1, -(-MIN_HEIGHT // height))
     view = view.repeat_interleave(times, 1).repeat_interleave(times, 2)
