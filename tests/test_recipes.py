@@ -173,8 +173,8 @@ def test_evaluation_plays_exactly_the_episodes_asked_for(tmp_path):
     rows = [list(csv.DictReader((tmp_path / x / "episodes.csv").open())) for x in ("seven", "one")]
     assert [int(row["seed"]) for row in rows[0]] == list(range(70, 77))
     for a, b in zip(*rows, strict=True):  # another size of batch may change the last digits of a policy's numbers
-        assert float(a.pop("total_reward")) == pytest.approx(float(b.pop("total_reward")), abs=1e-4)
-        assert a == b
+        assert float(a["total_reward"]) == pytest.approx(float(b["total_reward"]), abs=1e-4)
+        assert {**a, "total_reward": ""} == {**b, "total_reward": ""}
     assert seven["k"] == one_by_one["k"] == sum(row["success"] == "True" for row in rows[0])
     assert seven["n"] == 7
     assert sum(x["n"] for x in seven["tasks"].values()) == 7
@@ -288,7 +288,7 @@ def test_an_unexpected_error_keeps_its_traceback(monkeypatch, tmp_path):
         raise RuntimeError("a fault of ours")
 
     with pytest.raises(RuntimeError, match="a fault of ours"):
-        run(program("evaluate", broken), f"run_dir={tmp_path}", "policy=expert")
+        run(program("evaluate", broken), f"run_dir={tmp_path}", "policy.path=expert")
 
 
 def test_a_traceback_can_be_asked_for(monkeypatch, tmp_path):
