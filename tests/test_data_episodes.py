@@ -233,7 +233,7 @@ def test_an_episode_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
     assert len(list((tmp_path / ".unfinished").glob("episode_*.safetensors"))) == 1
 
 
-@pytest.mark.parametrize("step", range(8))
+@pytest.mark.parametrize("step", range(10))
 def test_an_interruption_between_any_two_steps_of_putting_it_in_place_is_mended(tmp_path, recorded, monkeypatch, step):
     """Adding to a finished dataset: renames and removals after the dataset was built fail from the n-th on."""
     out = tmp_path / "data"
@@ -257,24 +257,27 @@ def fail_after(patch, steps: int, *, begun: bool = False) -> None:
     left = [steps if begun else None]
 
     def limited(function):
-        def call(path, *args, **kwargs):
-            if Path(path).name == "dataset" and left[0] is None and function is RENAME:
-                left[0] = steps
-            if left[0] is not None and ".cache" not in str(path):
+        def call(*args, **kwargs):
+            if left[0] is not None:
                 if left[0] == 0:
                     raise InterruptedError
                 left[0] -= 1
-            return function(path, *args, **kwargs)
+            return function(*args, **kwargs)
 
         return call
 
-    patch.setattr(Path, "rename", limited(RENAME))
+    def build(writer, target):
+        BUILD(writer, target)
+        left[0] = steps
+
+    patch.setattr(EpisodeWriter, "_build", build)
+    patch.setattr(Path, "rename", limited(Path.rename))
     patch.setattr(Path, "unlink", limited(Path.unlink))
     patch.setattr(Path, "rmdir", limited(Path.rmdir))
-    patch.setattr("vla.data.episodes.shutil.rmtree", limited(RMTREE))
+    patch.setattr("vla.data.episodes.shutil.rmtree", limited(shutil.rmtree))
 
 
-RENAME, RMTREE = Path.rename, shutil.rmtree
+BUILD = EpisodeWriter._build
 
 
 def test_attempts_that_were_not_kept_count_also_after_a_torn_line(tmp_path):
