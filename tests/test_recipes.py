@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from tqdm import tqdm
 
 from simulators.point import Homing, PointEnv
 from vla.data.episodes import EpisodeWriter
@@ -91,6 +93,7 @@ def killed_often(main, arguments: list[str], directory: Path, rng_seed: int) -> 
         if pid == 0:
             try:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+                tqdm.set_lock(threading.RLock())  # its own is shared between processes: a killed one would keep it
                 run(main, *again)
             finally:
                 os._exit(0)

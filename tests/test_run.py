@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from torch import nn
+from tqdm import tqdm
 
 from policies.token import TokenPolicy
 from simulators.point import PointEnv
@@ -66,6 +68,7 @@ def killed_after(seconds: float, function, *arguments) -> bool:
     if pid == 0:
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            tqdm.set_lock(threading.RLock())  # its own is shared between processes: a killed one would keep it
             function(*arguments)
         finally:
             os._exit(0)
