@@ -1,6 +1,6 @@
-"""Steps per second of an environment: state or pictures, single commands or chunks, full or light meshes.
+"""Steps per second of an environment: state or pictures, single commands or chunks, full or light drawing.
 
-`python -m benchmarks.rollout [task]`: all arms in one run, as ratios to pictures at every command with full meshes.
+`python -m benchmarks.rollout [task]`: all arms in one run, as ratios to pictures at every command in full.
 """
 
 import json
@@ -13,13 +13,13 @@ from simulators.maniskill import maniskill
 from vla.types import ChunkEnv
 
 ARMS = {
-    "pictures, 1 command": {"chunk": 1, "mesh_detail": 1.0},
-    "pictures, 1 command, light meshes": {"chunk": 1, "mesh_detail": 0.05},
-    "pictures, 8 commands": {"chunk": 8, "mesh_detail": 1.0},
-    "pictures, 8 commands, light meshes": {"chunk": 8, "mesh_detail": 0.05},
+    "pictures, 1 command": {"chunk": 1, "drawing": "full"},
+    "pictures, 1 command, light drawing": {"chunk": 1, "drawing": "light"},
+    "pictures, 8 commands": {"chunk": 8, "drawing": "full"},
+    "pictures, 8 commands, light drawing": {"chunk": 8, "drawing": "light"},
     "state, 1 command": {"chunk": 1, "images": False},
     "state, 8 commands": {"chunk": 8, "images": False},
-    "pictures, 8 commands, light meshes, 2 workers": {"chunk": 8, "mesh_detail": 0.05, "workers": 2},
+    "pictures, 8 commands, light drawing, 2 workers": {"chunk": 8, "drawing": "light", "workers": 2},
     "state, 8 commands, 2 workers": {"chunk": 8, "images": False, "workers": 2},
 }
 REPEATS = 3

@@ -47,7 +47,7 @@ class SubprocessEnv:
     """`num_envs` scenes spread over `workers` processes that step at the same time.
 
     Worker processes are started once. One that dies, raises, or is silent for `timeout` seconds ends the environment
-    with a RuntimeError that says which and why.
+    with a RuntimeError that says which and why; a ValueError of the scene's constructor is raised as it is.
     """
 
     def __init__(self, make: MakeScene, num_envs: int, workers: int, timeout: float = 300.0):
@@ -109,6 +109,9 @@ class SubprocessEnv:
         except (EOFError, ConnectionResetError):
             process.join(timeout=5)
             raise RuntimeError(f"simulator worker {worker} died with exit code {process.exitcode}") from None
+        if isinstance(error, ValueError):
+            self.close()
+            raise error
         if error is not None:
             raise RuntimeError(f"simulator worker {worker} failed:\n{error}")
         return answer
@@ -123,7 +126,11 @@ def _serve(pipe: Connection, make: MakeScene, num_envs: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     torch.set_num_threads(1)
     try:
-        batch = SceneBatch(make, num_envs)
+        try:
+            batch = SceneBatch(make, num_envs)
+        except ValueError as error:  # how the environment was asked for
+            pipe.send_bytes(pickle.dumps((None, error)))
+            return
         pipe.send_bytes(pickle.dumps((batch.spec, None)))
         shared = pipe.recv()
         while True:

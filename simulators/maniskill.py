@@ -6,7 +6,7 @@ the measured pose: we keep the commanded pose ourselves, solve for joint angles 
 
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from simulators.batch import SceneBatch, SubprocessEnv
-from simulators.meshes import simplify_visuals
+from simulators.drawing import Views, chosen, draw_lightly, place, sensor_configs, views_of
 from simulators.rendering import require_vulkan
 from vla import geometry
 from vla.types import Camera, ChunkEnv, Command, CommandKind, EnvSpec, Observation, Step
@@ -52,16 +52,22 @@ def maniskill(
     `workers=0` keeps every CPU scene in this process. `options` are those of `ManiSkillEnv`. Raises ValueError for a
     task that is not there or would start a download, RuntimeError where nothing can render.
     """
-    check_task(task)
     if backend not in ("auto", "cpu", "gpu"):
         raise ValueError(f"backend must be auto, cpu or gpu, got {backend!r}")
     if num_envs < 1 or workers < 0:
         raise ValueError(f"num_envs must be at least 1 and workers at least 0, got {num_envs} and {workers}")
-    require_vulkan()
     if backend == "gpu" or (backend == "auto" and torch.cuda.is_available()):
+        require_vulkan()
         return ManiSkillEnv(task, num_envs=num_envs, backend="gpu", **options)
     make = functools.partial(ManiSkillEnv, task, **options)
-    return SubprocessEnv(make, num_envs, min(workers, num_envs)) if workers else SceneBatch(make, num_envs)
+    if workers == 0:
+        require_vulkan()
+        return SceneBatch(make, num_envs)
+    try:
+        return SubprocessEnv(make, num_envs, min(workers, num_envs))
+    except RuntimeError:  # a driver that does not work may have killed the worker
+        require_vulkan()
+        raise
 
 
 def check_task(task: str) -> None:
@@ -85,9 +91,9 @@ class ManiSkillEnv:
     """One CPU scene, or `num_envs` GPU ones, of a ManiSkill task.
 
     Cameras are the task's own (with `robot="panda_wristcam"` also one in the hand) or those of them named in `cameras`,
-    `image_size` pixels square, with an optional field of view in radians for `base_camera`. `mesh_detail` below 1 draws
-    robots with that share of their triangles, which makes CPU rendering several times faster. With `images=False`
-    nothing is rendered.
+    `image_size` pixels square; a mapping says for each what to change (`drawing.View`). `drawing="light"` leaves out
+    shadows, gloss and most of the robot's triangles, which makes CPU rendering several times faster. With
+    `images=False` nothing is rendered.
 
     Proprio: measured position (m), first two columns of the rotation matrix, gripper opening, then how far the
     commanded pose is ahead of the measured one (m, rotation vector); a goal that cameras are not shown is told as
@@ -103,23 +109,25 @@ class ManiSkillEnv:
         robot: str = "panda",
         image_size: int = 128,
         images: bool = True,
-        cameras: Sequence[str] | None = None,
-        field_of_view: float | None = None,
-        mesh_detail: float = 1.0,
+        cameras: Views = None,
+        drawing: str = "full",
         reward: str = "sparse",
         max_steps: int | None = None,
         max_translation: float = 0.05,
         max_rotation: float = 0.2,
     ):
-        self.mesh_detail = mesh_detail if backend == "cpu" else 1.0
+        self.lighter = drawing == "light" and images and backend == "cpu"
         self.images = images
         self.instruction = INSTRUCTIONS.get(task, task.removesuffix("-v1"))
-        registered_steps, self.sim = _make(task, num_envs, backend, robot, image_size, field_of_view, reward)
+        views = views_of(cameras)
+        seen_by = sensor_configs(drawing, image_size, views)
+        registered_steps, self.sim = _make(task, num_envs, backend, robot, seen_by, reward)
         self.device = self.sim.device
-        self.cameras = _choose_cameras(self.sim, cameras) if images else ()
+        self.cameras = chosen(self.sim._sensors, views) if images else {}
         self._find_arm(task, command)
         self.sim.reset(seed=0 if num_envs == 1 else list(range(num_envs)))
         self.base = _pose_xyzw(self.sim.agent.robot.pose)
+        self._draw_as_wanted()
         self.goal = next((x for x in self.sim._hidden_objects if "goal" in x.name), None)
         self.over = torch.ones(num_envs, dtype=torch.bool)  # nothing moves before the first reset
         self.steps = 0
@@ -195,9 +203,7 @@ class ManiSkillEnv:
 
     def _begin(self) -> Observation:
         n = self.spec.num_envs
-        if self.mesh_detail < 1 and self.images:
-            for scene in self.sim.scene.sub_scenes:
-                simplify_visuals(scene, self.mesh_detail)
+        self._draw_as_wanted()
         self.base = _pose_xyzw(self.sim.agent.robot.pose)
         self.over = torch.zeros(n, dtype=torch.bool)
         self.steps = 0
@@ -205,6 +211,13 @@ class ManiSkillEnv:
         self.joints = self.sim.agent.robot.get_qpos()[:, self.arm_joints].clone()
         self.last = self._observe()
         return self.last.clone()
+
+    def _draw_as_wanted(self) -> None:
+        """Again at every reset, since a task may rebuild its scene."""
+        for scene in self.sim.scene.sub_scenes if self.lighter else ():
+            draw_lightly(scene)
+        for name, view in self.cameras.items():
+            place(self.sim._sensors[name].camera, view, self.sim.agent.robot.pose)
 
     def _remember(self, alive: Bool[Tensor, " env"], *, last: bool) -> None:
         """Observe where an episode just ended, and all that go on at the end of the chunk."""
@@ -339,9 +352,7 @@ class ManiSkillEnv:
         agent = self.sim.agent
         controllers = getattr(agent.controller, "controllers", {})
         if "arm" not in controllers or not hasattr(agent, "tcp"):
-            raise ValueError(
-                f"task {task} is not for a single arm with a tool, so no {command} command can be given it"
-            )
+            raise ValueError(f"task {task} is not for one arm with a tool, so it takes no {command} command")
         self.arm_joints = controllers["arm"].active_joint_indices
         self.num_joints = len(self.arm_joints)
         self.has_gripper = "gripper" in controllers
@@ -361,15 +372,7 @@ class ManiSkillEnv:
         return Camera(name, sensor.config.height, sensor.config.width, tuple(map(tuple, matrix)), pose)
 
 
-def _choose_cameras(sim: Any, wanted: Sequence[str] | None) -> tuple[str, ...]:
-    """The task's cameras, or those asked for by name."""
-    there = tuple(sim._sensors)
-    if unknown := set(wanted or ()) - set(there):
-        raise ValueError(f"no camera {', '.join(sorted(unknown))}; this task and robot have {', '.join(there)}")
-    return there if wanted is None else tuple(wanted)
-
-
-def _make(task: str, num_envs: int, backend: str, robot: str, size: int, fov: float | None, reward: str):
+def _make(task: str, num_envs: int, backend: str, robot: str, sensors: dict[str, Any], reward: str):
     """The task's registered time limit and the bare simulator."""
     import gymnasium as gym
     from mani_skill.utils.registration import REGISTERED_ENVS
@@ -377,9 +380,6 @@ def _make(task: str, num_envs: int, backend: str, robot: str, size: int, fov: fl
     check_task(task)
     logging.getLogger("mani_skill").setLevel(logging.ERROR)  # it warns of every robot its authors did not list
     limit = REGISTERED_ENVS[task].max_episode_steps
-    sensors: dict[str, Any] = {"shader_pack": "minimal", "width": size, "height": size}
-    if fov is not None:
-        sensors["base_camera"] = {"fov": fov}
     env = gym.make(
         task,
         num_envs=num_envs,

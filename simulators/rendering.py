@@ -15,7 +15,7 @@ REMEDY = (
 _PROBE = """
 import numpy, sapien
 device = sapien.Device({device!r})
-sapien.render.set_camera_shader_dir("minimal")
+sapien.render.set_camera_shader_dir("trivial")
 scene = sapien.Scene([sapien.physx.PhysxCpuSystem(), sapien.render.RenderSystem(device)])
 camera = scene.add_camera("probe", 8, 8, 1.0, 0.01, 1.0)
 scene.update_render()

@@ -11,7 +11,7 @@ from simulators.point import PointEnv
 from vla.rollout import execute
 from vla.types import ChunkEnv
 
-SMALL = {"image_size": 16, "mesh_detail": 0.05, "max_steps": 6}
+SMALL = {"image_size": 16, "drawing": "light", "max_steps": 6}
 SCENE = functools.partial(ManiSkillEnv, "PickCube-v1", **SMALL)
 ENVS = {
     "point": lambda: PointEnv(num_envs=3, max_steps=6, num_targets=2),
