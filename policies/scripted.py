@@ -19,6 +19,7 @@ from vla.types import Action, Observation
 
 HOVER = 0.07  # metres above a thing before going down to it
 CUBE = 0.04  # edge of ManiSkill's cubes
+WIDTHS = {"cube": CUBE, "cubeA": CUBE, "peg": 0.05}  # between the fingers, of what is ever grasped
 LAG = 0.4  # share of its way to the commanded pose that the imagined arm covers in a step, as measured
 FINGER_SPEED = 0.5  # of the gripper's opening, per imagined step
 
@@ -31,11 +32,10 @@ class Scene:
     commanded: Float[Tensor, "batch 7"]
     opening: Float[Tensor, " batch"]
     objects: dict[str, Float[Tensor, "batch 7"]]
-    held: tuple[str, ...] = ()  # objects that the task ever grasps
 
-    def holds(self, name: str, width: float) -> Bool[Tensor, " batch"]:
-        """Whether the fingers are shut on an object of `width` metres, near its middle."""
-        return self.around(name) & (self.opening < width / 0.08 + 0.08)
+    def holds(self, name: str) -> Bool[Tensor, " batch"]:
+        """Whether the fingers are shut on the object, near its middle."""
+        return self.around(name) & (self.opening < WIDTHS[name] / 0.08 + 0.08)
 
     def around(self, name: str) -> Bool[Tensor, " batch"]:
         """Whether the tool is where closing the fingers would grasp the object."""
@@ -90,12 +90,12 @@ def imagine(scene: Scene, command: Float[Tensor, "batch 7"]) -> Scene:
     tcp = torch.cat([position, geometry.multiply(geometry.from_rotation_vector(turn), scene.tcp[:, 3:])], -1)
     objects = dict(scene.objects)
     stop = torch.zeros_like(scene.opening)
-    for name in scene.held:
-        shut = scene.holds(name, CUBE)
+    for name in WIDTHS.keys() & objects.keys():
         local = geometry.to_frame(scene.tcp, objects[name])
-        carried = torch.cat([tcp[:, :3] + geometry.rotate(tcp[:, 3:], local[:, :3]), objects[name][:, 3:]], -1)
-        objects[name] = torch.where(shut[:, None], carried, objects[name])
-        stop = torch.where(scene.around(name), CUBE / 0.08, stop)
+        position = tcp[:, :3] + geometry.rotate(tcp[:, 3:], local[:, :3])
+        carried = torch.cat([position, geometry.multiply(tcp[:, 3:], local[:, 3:])], -1)
+        objects[name] = torch.where(scene.holds(name)[:, None], carried, objects[name])
+        stop = torch.where(scene.around(name), WIDTHS[name] / 0.08, stop)
     wanted = torch.maximum(command[:, 6], stop)
     opening = scene.opening + (wanted - scene.opening).clamp(-FINGER_SPEED, FINGER_SPEED)
     return replace(scene, tcp=tcp, commanded=commanded, opening=opening, objects=objects)
@@ -105,7 +105,7 @@ def pick_cube(scene: Scene) -> Plan:
     cube, goal = scene.objects["cube"], scene.objects["goal_site"]
     carry = torch.cat([scene.tcp[:, :3] + goal[:, :3] - cube[:, :3], scene.tcp[:, 3:]], -1)
     carry = _steady(scene, carry)
-    return _grasp_then(replace(scene, held=("cube",)), "cube", cube, carry, _nothing(scene))
+    return _grasp_then(scene, "cube", cube, carry, _nothing(scene))
 
 
 def stack_cube(scene: Scene) -> Plan:
@@ -142,15 +142,18 @@ def lift_peg(scene: Scene) -> Plan:
     upright = axis[:, 2].abs().clamp(max=1).arcsin()
     missing = torch.pi / 2 - upright
     floor = half_length * upright.sin() + 0.025 * upright.cos()  # the middle's height with one end on the table
-    done = missing < 0.05
+    done = missing < torch.where(peg[:, 2] < half_length + 0.04, 0.1, 0.05)  # on its way down it may lean a little
     clear = (peg[:, 2] > floor + 0.02) | done  # with an end on the table, the peg would turn in the fingers
     height = torch.where(done, half_length, floor + 0.06)
     position = torch.stack([torch.full_like(height, 0.5), scene.tcp[:, 1], scene.tcp[:, 2] + height - peg[:, 2]], -1)
-    rotation = geometry.multiply(_about_y(torch.where(clear, missing, 0.0)), scene.tcp[:, 3:])
+    end = torch.where(axis[:, 2].abs() > 0.3, axis[:, 2].sign(), -axis[:, 0].sign())  # of the axis: up or down
+    across = torch.linalg.cross(axis, end[:, None] * axis.new_tensor([0, 0, 1]))
+    turn = across * (missing / across.norm(dim=-1).clamp(min=1e-6) * clear)[:, None]
+    rotation = geometry.multiply(geometry.from_rotation_vector(turn), scene.tcp[:, 3:])
     carry = torch.cat([position, rotation], -1)
     down = _pointing_down(torch.zeros(len(peg)))
     grip = torch.cat([peg[:, :3], geometry.multiply(_about_y(torch.full_like(missing, -0.75)), down)], -1)
-    return _fetch(scene, "peg", 0.05, grip, carry)
+    return _fetch(scene, "peg", grip, carry)
 
 
 PLANS: dict[str, Callable[[Scene], Plan]] = {
@@ -167,19 +170,17 @@ def _scene(obs: Observation) -> Scene:
         raise ValueError("a scripted expert needs privileged state; this environment gives none")
     poses = {name: cast(Tensor, pose).reshape(-1, pose.shape[-1]) for name, pose in obs.privileged.items()}
     tcp, commanded, gripper = (poses.pop(name) for name in ("tcp", "commanded", "gripper"))
-    return Scene(tcp, commanded, gripper[:, 0], poses, held=tuple(x for x in ("cube", "cubeA") if x in poses))
+    return Scene(tcp, commanded, gripper[:, 0], poses)
 
 
 def _grasp_then(scene: Scene, name: str, cube: Tensor, carry: Tensor, obstacle: Tensor) -> Plan:
     grip = torch.cat([cube[:, :3], _across_faces(scene, cube, obstacle)], -1)
-    return _fetch(scene, name, CUBE, grip, carry)
+    return _fetch(scene, name, grip, carry)
 
 
-def _fetch(
-    scene: Scene, name: str, width: float, grip: Float[Tensor, "batch 7"], carry: Float[Tensor, "batch 7"]
-) -> Plan:
+def _fetch(scene: Scene, name: str, grip: Float[Tensor, "batch 7"], carry: Float[Tensor, "batch 7"]) -> Plan:
     """Come down to `grip` through a funnel and close; once the object is held, go to `carry`."""
-    inside, held = scene.around(name), scene.holds(name, width)
+    inside, held = scene.around(name), scene.holds(name)
     turn = geometry.turn_between(scene.tcp[:, 3:], grip[:, 3:]).norm(dim=-1)
     target = _through_funnel(scene, grip, turn)
     target = torch.where(inside[:, None], _steady(scene, grip), target)

@@ -97,7 +97,7 @@ class ManiSkillEnv:
 
     Proprio: measured position (m), first two columns of the rotation matrix, gripper opening, then how far the
     commanded pose is ahead of the measured one (m, rotation vector); a goal that cameras are not shown is told as
-    `goal_position`. All poses are in the robot's base frame. Success is the task's own, and ends the episode.
+    `goal_offset`, from the tool. All poses are in the robot's base frame. Success is the task's own, and ends the episode.
     """
 
     def __init__(
@@ -298,7 +298,7 @@ class ManiSkillEnv:
         if self.spec.command.kind != "ee_delta":
             parts.append(self.sim.agent.robot.get_qpos()[:, self.arm_joints].cpu())
         if self.goal is not None:
-            parts.append(self._pose(self.goal)[:, :3])
+            parts.append(self._pose(self.goal)[:, :3] - measured[:, :3])
         return torch.cat(parts, -1)
 
     def _meaning(self, kind: CommandKind, max_translation: float, max_rotation: float) -> Command:
@@ -318,7 +318,7 @@ class ManiSkillEnv:
         if command != "ee_delta":
             layout.append(("joint_position", self.num_joints))
         if self.goal is not None:
-            layout.append(("goal_position", 3))
+            layout.append(("goal_offset", 3))
         return tuple(layout)
 
     def _objects(self) -> dict[str, Any]:
@@ -375,10 +375,11 @@ class ManiSkillEnv:
 def _make(task: str, num_envs: int, backend: str, robot: str, sensors: dict[str, Any], reward: str):
     """The task's registered time limit and the bare simulator."""
     import gymnasium as gym
+    from mani_skill.utils.logging_utils import logger
     from mani_skill.utils.registration import REGISTERED_ENVS
 
     check_task(task)
-    logging.getLogger("mani_skill").setLevel(logging.ERROR)  # it warns of every robot its authors did not list
+    logger.setLevel(logging.ERROR)  # it warns of every robot its authors did not list
     limit = REGISTERED_ENVS[task].max_episode_steps
     env = gym.make(
         task,

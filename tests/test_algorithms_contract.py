@@ -12,7 +12,8 @@ from policies.residual import ResidualPolicy
 from policies.teacher import TokenTeacher
 from policies.token import TokenPolicy
 from simulators.point import Homing, PointEnv
-from vla.algorithms.distill import Distill
+from vla.algorithms.distill import DIVERGENCES, Distill
+from vla.algorithms.losses import executed_factors
 from vla.algorithms.ppo import PPO
 from vla.algorithms.sft import SFT, warmup_cosine
 from vla.data.chunks import ChunkBatch
@@ -140,7 +141,7 @@ def test_what_follows_the_end_of_an_episode_teaches_nothing(name):
         torch.testing.assert_close(p, learned[1][n], msg=n)
 
 
-@pytest.mark.parametrize("divergence", ["reverse_sampled", "reverse_exact"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_a_teachers_opinion_of_commands_that_were_never_executed_does_not_count(divergence):
     class Otherwise(Homing):
         def act(self, obs):
@@ -169,7 +170,7 @@ def test_the_teacher_is_asked_once_per_update_and_only_afterwards():
             return super().distribution(obs, tokens)
 
     policy = Tokens()
-    for divergence in ("reverse_sampled", "reverse_exact"):
+    for divergence in DIVERGENCES:
         algorithm = Distill(policy, partial(Counting, actor=Homing(2)), divergence=divergence, epochs=3, minibatch=16)
         played = play(policy)
         asked.clear()
@@ -193,6 +194,22 @@ def test_both_divergences_have_the_same_gradient_when_every_token_is_weighted_by
         gradients.append({n: p.grad.clone() for n, p in policy.named_parameters()})
     for n, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][n], rtol=1e-3, atol=1e-5, msg=n)
+
+
+def test_the_forward_divergence_has_the_gradient_of_imitating_the_teachers_distribution():
+    policy = Tokens()
+    played = play(policy)
+    algorithm = Distill(policy, Teacher, divergence="forward_exact", lr=0.0, minibatch=10_000, max_grad_norm=1e9)
+    algorithm.update(played)
+    gradient = {n: p.grad.clone() for n, p in policy.named_parameters()}
+    policy.zero_grad()
+    decisions = played[played.valid]
+    wanted = Teacher(policy).distribution(decisions.obs).exp()
+    counts = executed_factors(decisions)
+    cross_entropy = -(wanted * policy.distribution(decisions.obs, decisions.action.latent["tokens"])).sum(-1)
+    (cross_entropy * counts).sum().div(counts.sum()).backward()
+    for n, p in policy.named_parameters():
+        torch.testing.assert_close(p.grad, gradient[n], rtol=1e-3, atol=1e-5, msg=n)
 
 
 def test_clipping_bounds_what_a_confident_teacher_can_demand():
@@ -291,5 +308,5 @@ def test_replay_learns_from_the_last_updates_and_no_longer_ones():
 
 
 def test_replay_with_sampled_divergence_is_refused():
-    with pytest.raises(ValueError, match="replay goes with reverse_exact only"):
+    with pytest.raises(ValueError, match="replay goes with an exact divergence only"):
         Distill(Tokens(), Teacher, replay=1)

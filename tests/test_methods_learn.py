@@ -12,7 +12,7 @@ from policies.residual import ResidualPolicy
 from policies.teacher import TokenTeacher
 from policies.token import TokenPolicy
 from simulators.point import COLOURS, Homing, PointEnv
-from vla.algorithms.distill import Distill
+from vla.algorithms.distill import DIVERGENCES, Distill
 from vla.algorithms.ppo import PPO
 from vla.algorithms.sft import SFT
 from vla.data.chunks import ChunkBatch
@@ -67,7 +67,7 @@ def test_imitation_solves_the_task(head):
     assert success(policy) >= 0.85
 
 
-@pytest.mark.parametrize("divergence", ["reverse_sampled", "reverse_exact"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_distillation_turns_a_weak_imitator_into_an_expert(divergence):
     student = SmallTokens()
     imitate(student, demonstrations(8), steps=60)

@@ -20,7 +20,7 @@ from vla.algorithms.rescoring import require_same_scores
 from vla.data.chunks import shifted
 from vla.types import Metrics, Observation, Rollout, Stochastic
 
-DIVERGENCES = ("reverse_sampled", "reverse_exact")
+DIVERGENCES = ("reverse_sampled", "reverse_exact", "forward_exact")
 
 
 @runtime_checkable
@@ -43,6 +43,8 @@ class Distill:
     for policies with a `distribution`. It needs only the states, so those of the last `replay` updates can be learned
     from again, an update's worth drawn from all of them (as DAgger aggregates). `shift` moves pictures by up to so many
     pixels at random.
+    `forward_exact` turns the KL around: the student spreads over all that the teacher might do, as in imitation, but in
+    its own states.
     """
 
     def __init__(
@@ -64,15 +66,16 @@ class Distill:
             raise ValueError(f"divergence must be one of {DIVERGENCES}, got {divergence!r}")
         sampled = divergence == "reverse_sampled"
         self.grade, self.loss = (self._scores, self._sampled) if sampled else (self._distribution, self._exact)
-        for side in (policy, self.teacher) if divergence == "reverse_exact" else ():
+        for side in () if sampled else (policy, self.teacher):
             if not isinstance(side, Categorical):
                 raise TypeError(
-                    f"{type(side).__name__} has no `distribution`, as reverse_exact needs: use reverse_sampled"
+                    f"{type(side).__name__} has no `distribution`, as {divergence} needs: use reverse_sampled"
                 )
         if replay < 0 or shift < 0 or (replay and sampled):
             raise ValueError(
-                f"need replay >= 0 and shift >= 0, got {replay} and {shift}; replay goes with reverse_exact only"
+                f"need replay >= 0 and shift >= 0, got {replay} and {shift}; replay goes with an exact divergence only"
             )
+        self.forward = divergence == "forward_exact"
         self.memory = Memory(replay + 1)
         self.shift = shift
         self.epochs = epochs
@@ -131,8 +134,9 @@ class Distill:
         self, some: Rollout, grades: Float[Tensor, "batch tokens bins"], counts: Bool[Tensor, "batch tokens"]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         student = cast(Categorical, self.policy).distribution(some.obs, some.action.latent["tokens"])
-        loss = masked_mean(kl(student, grades), counts)
-        return loss, loss.detach()
+        reverse = masked_mean(kl(student, grades), counts)
+        loss = masked_mean(kl(grades, student), counts) if self.forward else reverse
+        return loss, reverse.detach()
 
 
 class Graded(TensorClass):
