@@ -97,7 +97,7 @@ class ManiSkillEnv:
 
     Proprio: measured position (m), first two columns of the rotation matrix, gripper opening, then how far the
     commanded pose is ahead of the measured one (m, rotation vector); a goal that cameras are not shown is told as
-    `goal_offset`, from the tool. All poses are in the robot's base frame. Success is the task's own, and ends the episode.
+    `goal_offset`, from the tool. All poses are in the robot's base frame. Success is the task's own and ends it.
     """
 
     def __init__(
