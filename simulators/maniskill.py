@@ -117,7 +117,6 @@ class ManiSkillEnv:
         max_rotation: float = 0.2,
     ):
         self.lighter = drawing == "light" and images and backend == "cpu"
-        self.images = images
         self.instruction = INSTRUCTIONS.get(task, task.removesuffix("-v1"))
         views = views_of(cameras)
         seen_by = sensor_configs(drawing, image_size, views)
@@ -268,7 +267,7 @@ class ManiSkillEnv:
         poses = self._in_base(*(actor.pose for actor in objects.values()))
         privileged = dict(zip(objects, poses, strict=True))
         return Observation(
-            images=TensorDict(self._render() if self.images else {}, [n]),
+            images=TensorDict(self._render() if self.cameras else {}, [n]),
             proprio=self._proprio(measured),
             instruction=[self.instruction] * n,
             privileged=TensorDict(
