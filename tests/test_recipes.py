@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -83,11 +84,10 @@ def online_arguments(trained, directory: Path) -> list[str]:
     return [f"init={trained[1]}", *SMALL, "steps=6", "save_every=2", "test_every=3", f"run_dir={directory}"]
 
 
-def killed_often(main, arguments: list[str], directory: Path, rng_seed: int) -> int:
-    """Start a program and kill it after a random time, then resume it, and so on until it ends; how often it died."""
-    rng = torch.Generator().manual_seed(rng_seed)
+def killed_often(main, arguments: list[str], directory: Path, at: Sequence[int]) -> int:
+    """Start a program and kill it as soon as so many steps are logged, then resume it, and so on; how often it died."""
     kills = 0
-    while True:
+    for steps in [*at, None]:
         again = [f"resume={directory}"] if (directory / "config.yaml").exists() else arguments
         pid = os.fork()
         if pid == 0:
@@ -97,14 +97,18 @@ def killed_often(main, arguments: list[str], directory: Path, rng_seed: int) -> 
                 run(main, *again)
             finally:
                 os._exit(0)
-        if kills >= 5:
+        if steps is None:
             os.waitpid(pid, 0)
             return kills
-        time.sleep(0.2 + 1.2 * torch.rand((), generator=rng).item())
-        os.kill(pid, signal.SIGKILL)
-        if os.waitpid(pid, 0)[1] != signal.SIGKILL:
-            return kills
-        kills += 1
+        ended = 0
+        while not ended and len(read_metrics(directory)) < steps:
+            time.sleep(0.002)
+            ended, status = os.waitpid(pid, os.WNOHANG)
+        if not ended:
+            os.kill(pid, signal.SIGKILL)
+            status = os.waitpid(pid, 0)[1]
+        kills += status == signal.SIGKILL
+    return kills
 
 
 def assert_same_weights_and_metrics(a: Path, b: Path) -> None:
@@ -129,13 +133,14 @@ def test_sft_learns_and_says_so(trained, data):
 
 
 def test_sft_killed_and_resumed_equals_one_that_was_not(trained, data, tmp_path):
-    assert killed_often(sft.main, sft_arguments(data, tmp_path / "cut"), tmp_path / "cut", 1) >= 1
+    at = [1, 5, 12, 19, 33]
+    assert killed_often(sft.main, sft_arguments(data, tmp_path / "cut"), tmp_path / "cut", at) >= 3
     assert_same_weights_and_metrics(trained[1], tmp_path / "cut")
 
 
 def test_online_killed_and_resumed_equals_one_that_was_not(trained, tmp_path):
     summary = run(online.main, *online_arguments(trained, tmp_path / "whole"))
-    assert killed_often(online.main, online_arguments(trained, tmp_path / "cut"), tmp_path / "cut", 2) >= 1
+    assert killed_often(online.main, online_arguments(trained, tmp_path / "cut"), tmp_path / "cut", [1, 3, 5]) >= 2
     assert_same_weights_and_metrics(tmp_path / "whole", tmp_path / "cut")
     again = json.loads((tmp_path / "cut" / "summary.json").read_text())
     assert again["test"] == summary["test"]

@@ -85,6 +85,8 @@ def assert_same_run(a: Path, b: Path):
         for file in ("policy/model.safetensors", "policy/policy.json"):
             assert (a / "checkpoints" / name / file).read_bytes() == (b / "checkpoints" / name / file).read_bytes()
         states = [torch.load(x / "checkpoints" / name / "state.pt", weights_only=True) for x in (a, b)]
+        for state in states:
+            del state["random"]["python"]  # the type checker of tests draws from it, more or less often
         assert str(states[0]) == str(states[1])
 
 
