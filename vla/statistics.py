@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import TypedDict
 
 import numpy as np
-from scipy import stats
 
 
 class Rate(TypedDict):
@@ -30,7 +30,7 @@ def wilson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
     _require_level(level)
     if n == 0:
         return 0.0, 1.0
-    z = float(stats.norm.ppf((1 + level) / 2))
+    z = NormalDist().inv_cdf((1 + level) / 2)
     p = k / n
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
@@ -45,7 +45,8 @@ def mcnemar(only_first: int, only_second: int) -> float:
     if min(only_first, only_second) < 0:
         raise ValueError(f"counts of episodes cannot be negative, got {only_first} and {only_second}")
     discordant = only_first + only_second
-    return float(stats.binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0
+    tail = sum(math.comb(discordant, i) for i in range(min(only_first, only_second) + 1))
+    return min(1.0, 2 * tail / 2**discordant)
 
 
 def bootstrap(
