@@ -10,13 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simulators.meshes import simplify_visuals
-
 DRAWINGS = ("full", "light")
-KEPT_TRIANGLES = 0.05  # the share that a light drawing leaves of a robot's
 MATTE = Path(__file__).parent / "shaders" / "matte"
-
-
 Point = Sequence[float | int]
 
 
@@ -70,11 +65,6 @@ def chosen(sensors: Mapping[str, Any], views: Mapping[str, View] | None) -> dict
         if view.eye is not None and sensors[name].camera.mount is not None:
             raise ValueError(f"camera {name} is carried by the robot: only its field_of_view can be changed")
     return dict.fromkeys(sensors, View()) if views is None else dict(views)
-
-
-def draw_lightly(scene: Any) -> None:
-    """Leave out most of the triangles of a SAPIEN scene."""
-    simplify_visuals(scene, KEPT_TRIANGLES)
 
 
 def place(camera: Any, view: View, base: Any) -> None:

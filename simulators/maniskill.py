@@ -15,7 +15,8 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from simulators.batch import SceneBatch, SubprocessEnv
-from simulators.drawing import Views, chosen, draw_lightly, place, sensor_configs, views_of
+from simulators.drawing import Views, chosen, place, sensor_configs, views_of
+from simulators.meshes import simplify_visuals
 from simulators.rendering import require_vulkan
 from vla import geometry
 from vla.types import Camera, ChunkEnv, Command, CommandKind, EnvSpec, Observation, Step
@@ -201,10 +202,9 @@ class ManiSkillEnv:
         self.sim.close()
 
     def _begin(self) -> Observation:
-        n = self.spec.num_envs
         self._draw_as_wanted()
         self.base = _pose_xyzw(self.sim.agent.robot.pose)
-        self.over = torch.zeros(n, dtype=torch.bool)
+        self.over = torch.zeros(self.spec.num_envs, dtype=torch.bool)
         self.steps = 0
         self.commanded = self._measured()
         self.joints = self.sim.agent.robot.get_qpos()[:, self.arm_joints].clone()
@@ -214,7 +214,7 @@ class ManiSkillEnv:
     def _draw_as_wanted(self) -> None:
         """Again at every reset, since a task may rebuild its scene."""
         for scene in self.sim.scene.sub_scenes if self.lighter else ():
-            draw_lightly(scene)
+            simplify_visuals(scene)
         for name, view in self.cameras.items():
             place(self.sim._sensors[name].camera, view, self.sim.agent.robot.pose)
 

@@ -8,10 +8,11 @@ import functools
 import numpy as np
 
 MIN_TRIANGLES = 200
+KEPT = 0.05  # the share of triangles that is left
 
 
-def simplify_visuals(scene, keep: float) -> None:
-    """Replace every plain visual mesh of a SAPIEN scene with over 1000 triangles by one with the share `keep` of them.
+def simplify_visuals(scene) -> None:
+    """Replace every plain visual mesh of a SAPIEN scene with over 1000 triangles by one with a twentieth of them.
 
     Physics and collision shapes are not touched. Call it again after the scene was rebuilt.
     """
@@ -24,7 +25,7 @@ def simplify_visuals(scene, keep: float) -> None:
         lighter = sapien.render.RenderBodyComponent()
         lighter.name = "simplified"
         for shape in body.render_shapes:
-            for new in _simplified_shapes(shape, keep):
+            for new in _simplified_shapes(shape):
                 lighter.attach(new)
         lighter.visibility = body.visibility
         entity.remove_component(body)
@@ -41,14 +42,13 @@ def _is_textured(body) -> bool:
     return any(part.material.base_color_texture is not None for part in parts)
 
 
-def _simplified_shapes(shape, keep: float):
+def _simplified_shapes(shape):
     import sapien
 
     for part in shape.parts:
         vertices, triangles, normals = _simplify(
             np.ascontiguousarray(part.vertices, dtype=np.float32).tobytes(),
             np.ascontiguousarray(part.triangles, dtype=np.uint32).tobytes(),
-            keep,
         )
         mesh = sapien.render.RenderShapeTriangleMesh(
             vertices * np.asarray(getattr(shape, "scale", (1, 1, 1)), dtype=np.float32),
@@ -62,7 +62,7 @@ def _simplified_shapes(shape, keep: float):
 
 
 @functools.lru_cache(maxsize=256)
-def _simplify(vertices: bytes, triangles: bytes, keep: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _simplify(vertices: bytes, triangles: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Quadric edge collapse (Garland and Heckbert 1997), smooth normals; cached, as every scene has the same robot."""
     import fast_simplification
     import trimesh
@@ -70,7 +70,7 @@ def _simplify(vertices: bytes, triangles: bytes, keep: float) -> tuple[np.ndarra
     points = np.frombuffer(vertices, dtype=np.float32).reshape(-1, 3)
     faces = np.frombuffer(triangles, dtype=np.uint32).reshape(-1, 3)
     mesh = trimesh.Trimesh(points, faces, process=True)  # merges the seams, or the surface would tear open
-    wanted = max(MIN_TRIANGLES, int(len(mesh.faces) * keep))
+    wanted = max(MIN_TRIANGLES, int(len(mesh.faces) * KEPT))
     if len(mesh.faces) > wanted:
         points, faces = fast_simplification.simplify(mesh.vertices, mesh.faces, target_count=wanted)
         mesh = trimesh.Trimesh(points, faces, process=False)
