@@ -1,0 +1,146 @@
+"""What scripted plans are made of: what is where, and the moves that most tasks share.
+
+A move looks only at the present, so a plan made of them goes on from a miss, a drop or another policy's mess.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from vla import geometry
+
+HOVER = 0.07  # metres above a thing before going down to it
+STROKE = 0.08  # metres between the Panda's open fingers
+
+
+@dataclass(frozen=True)
+class Grip:
+    """How a thing is held: metres between the fingers, and the point held, in metres in the frame of the thing."""
+
+    width: float | Float[Tensor, " batch"]
+    at: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is where, for a batch: poses in the robot's base frame, opening of the gripper from 0 to 1."""
+
+    tcp: Float[Tensor, "batch 7"]
+    commanded: Float[Tensor, "batch 7"]
+    opening: Float[Tensor, " batch"]
+    objects: dict[str, Float[Tensor, "batch 7"]]
+    grips: Mapping[str, Grip] = field(default_factory=dict)  # of what is ever grasped
+
+    def holds(self, name: str) -> Bool[Tensor, " batch"]:
+        """Whether the fingers are shut on the object, near the point of its grip."""
+        return self.around(name) & (self.opening < self.grips[name].width / STROKE + 0.08)
+
+    def around(self, name: str) -> Bool[Tensor, " batch"]:
+        """Whether the tool is where closing the fingers would grasp the object."""
+        offset = self.grip_point(name) - self.tcp[:, :3]
+        return (offset[:, :2].norm(dim=-1) < 0.018) & (offset[:, 2].abs() < 0.018)
+
+    def grip_point(self, name: str) -> Float[Tensor, "batch 3"]:
+        """Where the tool's centre is when it holds the object."""
+        return point_of(self.objects[name], self.grips[name].at)
+
+
+Plan = tuple[Float[Tensor, "batch 7"], Float[Tensor, " batch"]]  # the tool's next pose, the gripper
+
+
+@dataclass(frozen=True)
+class Skill:
+    """How a task is done: from what is where to where the tool goes next, and what it grasps on the way."""
+
+    plan: Callable[[Scene], Plan]
+    grips: Mapping[str, Grip] = field(default_factory=dict)
+
+
+def grasp_then(scene: Scene, name: str, cube: Tensor, carry: Tensor, obstacle: Tensor) -> Plan:
+    """Grasp a cube across two of its faces, clear of the obstacle; once it is held, go to `carry`."""
+    grip = torch.cat([cube[:, :3], across_faces(scene, cube, obstacle)], -1)
+    return fetch(scene, name, grip, carry)
+
+
+def either(chosen: Bool[Tensor, " batch"], first: Plan, second: Plan) -> Plan:
+    """`first` where chosen, else `second`."""
+    return torch.where(chosen[:, None], first[0], second[0]), torch.where(chosen, first[1], second[1])
+
+
+def let_go(scene: Scene, height: Float[Tensor, " batch"]) -> Plan:
+    """Open the fingers where they are; once they are open, rise to `height` (metres)."""
+    away = torch.cat([scene.tcp[:, :2], height[:, None], scene.tcp[:, 3:]], -1)
+    target = torch.where((scene.opening > 0.7)[:, None], away, scene.commanded)
+    return target, torch.ones_like(scene.opening)
+
+
+def fetch(scene: Scene, name: str, grip: Float[Tensor, "batch 7"], carry: Float[Tensor, "batch 7"]) -> Plan:
+    """Come down to `grip` through a funnel and close; once the object is held, go to `carry`."""
+    inside, held = scene.around(name), scene.holds(name)
+    turn = geometry.turn_between(scene.tcp[:, 3:], grip[:, 3:]).norm(dim=-1)
+    target = through_funnel(scene, grip, turn)
+    target = torch.where(inside[:, None], steady(scene, grip), target)
+    return torch.where(held[:, None], carry, target), torch.where(inside, 0.0, 1.0)
+
+
+def through_funnel(
+    scene: Scene, goal: Float[Tensor, "batch 7"], turn: Float[Tensor, " batch"]
+) -> Float[Tensor, "batch 7"]:
+    """The way down to `goal`, higher the further the tool is from above it (`turn`: rotation still missing, radians).
+
+    The height changes smoothly with the error, so that a student who sees a little wrong does only a little wrong.
+    """
+    offset = (goal[:, :2] - scene.tcp[:, :2]).norm(dim=-1)
+    height = goal[:, 2] + HOVER * torch.maximum((offset - 0.008) / 0.05, (turn - 0.15) / 0.4).clamp(0, 1)
+    sideways = ((scene.tcp[:, 2] - height + 0.04) / 0.02).clamp(0, 1)[:, None]  # none while far too low
+    position = scene.commanded[:, :2] + sideways * (goal[:, :2] - scene.commanded[:, :2])
+    return torch.cat([position, height[:, None], goal[:, 3:]], -1)
+
+
+def steady(scene: Scene, target: Float[Tensor, "batch 7"]) -> Float[Tensor, "batch 7"]:
+    """`target` with the tool's rotation left as commanded."""
+    return torch.cat([target[:, :3], scene.commanded[:, 3:]], -1)
+
+
+def pointing_down(yaw: Float[Tensor, " batch"]) -> Float[Tensor, "batch 4"]:
+    """The tool pointing straight down, its fingers closing along y turned by `yaw`."""
+    down = torch.tensor([1.0, 0, 0, 0]).expand(len(yaw), 4)
+    turn = torch.stack([torch.zeros_like(yaw), torch.zeros_like(yaw), yaw], -1)
+    return geometry.multiply(geometry.from_rotation_vector(turn), down)
+
+
+def about_y(angle: Float[Tensor, " batch"]) -> Float[Tensor, "batch 4"]:
+    zero = torch.zeros_like(angle)
+    return geometry.from_rotation_vector(torch.stack([zero, angle, zero], -1))
+
+
+def across_faces(
+    scene: Scene, cube: Float[Tensor, "batch 7"], obstacle: Float[Tensor, "batch 7"]
+) -> Float[Tensor, "batch 4"]:
+    """Pointing down with the fingers on the two faces nearest to the present yaw, unless an obstacle is in the way."""
+    side = geometry.rotate(cube[:, 3:], torch.tensor([1.0, 0, 0]).expand(len(cube), 3))
+    yaw = torch.atan2(side[:, 1], side[:, 0])
+    closing = geometry.rotate(scene.tcp[:, 3:], torch.tensor([0.0, 1, 0]).expand(len(cube), 3))
+    present = torch.atan2(-closing[:, 1], -closing[:, 0]) - torch.pi / 2  # pointing down with yaw 0 closes along -y
+    quarter = torch.pi / 2
+    turns = ((present - yaw) / quarter).round()
+    best = yaw + turns * quarter
+    way = obstacle[:, :2] - cube[:, :2]
+    fingers = torch.stack([-best.sin(), best.cos()], -1)
+    near = way.norm(dim=-1) < 0.09
+    blocked = near & ((way * fingers).sum(-1).abs() > way.norm(dim=-1) * 0.75)
+    other = torch.where(present > best, best + quarter, best - quarter)
+    return pointing_down(torch.where(blocked, other, best))
+
+
+def nothing(scene: Scene) -> Float[Tensor, "batch 7"]:
+    """An obstacle that is nowhere near."""
+    return torch.full_like(scene.tcp, 100.0)
+
+
+def point_of(pose: Float[Tensor, "batch 7"], at: tuple[float, float, float]) -> Float[Tensor, "batch 3"]:
+    """Where the point `at` of a thing's own frame (metres) is."""
+    return pose[:, :3] + geometry.rotate(pose[:, 3:], pose.new_tensor(at).expand(len(pose), 3))
