@@ -18,11 +18,13 @@ Point = Sequence[float | int]
 @dataclass(frozen=True)
 class View:
     """A change to one of the task's cameras: its vertical field of view (radians), and for one that stands still where
-    it is and what it looks at (metres, in the robot's base frame)."""
+    it is and what it looks at (metres, in the robot's base frame). `source` is the simulator's name for it, if ours is
+    another."""
 
     field_of_view: float | None = None
     eye: Point | None = None
     target: Point | None = None
+    source: str | None = None
 
     def __post_init__(self) -> None:
         if (self.eye is None) != (self.target is None):
@@ -42,7 +44,7 @@ def views_of(cameras: Views) -> dict[str, View] | None:
     try:
         return {name: View(**(options or {})) for name, options in named.items()}
     except TypeError as error:
-        raise ValueError(f"a camera may be given field_of_view, eye and target: {error}") from None
+        raise ValueError(f"a camera may be given field_of_view, eye, target and source: {error}") from None
 
 
 def sensor_configs(drawing: str, size: int, views: Mapping[str, View] | None) -> dict[str, Any]:
@@ -60,6 +62,8 @@ def sensor_configs(drawing: str, size: int, views: Mapping[str, View] | None) ->
 def chosen(sensors: Mapping[str, Any], views: Mapping[str, View] | None) -> dict[str, View]:
     """How each camera sees, of the task's or of those asked for; ValueError for one that cannot be as it should."""
     for name, view in (views or {}).items():
+        if view.source is not None:
+            raise ValueError(f"camera {name}: ManiSkill's cameras keep their names, source={view.source} is not possible")
         if name not in sensors:
             raise ValueError(f"no camera {name}; this task and robot have {', '.join(sensors)}")
         if view.eye is not None and sensors[name].camera.mount is not None:

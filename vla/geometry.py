@@ -51,6 +51,18 @@ def to_rotation_vector(q: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 3"
     return q[..., :3] * torch.where(sine > 1e-6, angle / sine.clamp_min(1e-12), 2.0)
 
 
+def from_matrix(m: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 4"]:
+    """The quaternion of a rotation matrix, by the largest of its four numbers (Shepperd 1978)."""
+    xx, yy, zz = m[..., 0, 0], m[..., 1, 1], m[..., 2, 2]
+    xy, yz, zx = (m[..., 1, 0] + m[..., 0, 1], m[..., 2, 1] + m[..., 1, 2], m[..., 0, 2] + m[..., 2, 0])
+    x, y, z = (m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1])
+    rows = [[1 + xx - yy - zz, xy, zx, x], [xy, 1 - xx + yy - zz, yz, y], [zx, yz, 1 - xx - yy + zz, z]]
+    rows.append([x, y, z, 1 + xx + yy + zz])
+    candidates = torch.stack([torch.stack(row, -1) for row in rows], -2)
+    best = torch.stack([row[i] for i, row in enumerate(rows)], -1).argmax(-1)
+    return normalise(candidates.gather(-2, best[..., None, None].expand(*best.shape, 1, 4)).squeeze(-2))
+
+
 def turn_between(start: Float[Tensor, "*batch 4"], end: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 3"]:
     """The rotation vector, in the base frame, that leads from `start` to `end`."""
     return to_rotation_vector(multiply(end, conjugate(start)))

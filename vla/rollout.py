@@ -6,6 +6,8 @@ from torch import Tensor
 
 from vla.types import Action, Actor, ChunkEnv, Env, Observation, Rollout, Step
 
+TEST_SEEDS = range(10_000, 20_000)  # episodes to test on, in every environment: nothing may learn from them
+
 
 @torch.no_grad()
 def rollout(env: Env, actor: Actor, *, seed: int) -> Rollout:

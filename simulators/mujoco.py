@@ -1,0 +1,239 @@
+"""MuJoCo scenes with one arm (robosuite's, LIBERO's) behind the common interface."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from tensordict import TensorDict
+from torch import Tensor
+
+from simulators.drawing import View, Views, views_of
+from simulators.mujoco_arm import Arm
+from simulators.mujoco_cameras import Cameras
+from vla import geometry
+from vla.types import Command, CommandKind, EnvSpec, Observation, Step
+
+Poses = Callable[[Arm], dict[str, Tensor]]
+FITTED = "armature"  # the attribute of a simulator that holds our arm and cameras, since a stage may have several
+
+
+@dataclass(frozen=True)
+class Start:
+    """An episode about to begin: the simulator in its first state, and what an expert may know.
+
+    `privileged` reads what is where, in the base frame, from the arm's simulator as it is then.
+    """
+
+    env: Any
+    instruction: str
+    privileged: Poses
+
+
+class Stage(Protocol):
+    """What `MujocoScene` needs of a suite of tasks."""
+
+    control_hz: float
+    max_steps: int
+
+    def start(self, seed: int) -> Start: ...
+    def restore(self, state: Any) -> Start: ...
+    def fingerprint(self) -> dict[str, str]: ...
+    def close(self) -> None: ...
+
+
+def shut(env: Any) -> None:
+    """Close a simulator and our cameras on it."""
+    if hasattr(env, FITTED):
+        getattr(env, FITTED)[1].close()
+        delattr(env, FITTED)
+    env.close()
+
+
+class MujocoScene:
+    """One copy of a robosuite or LIBERO task, of whichever its stage starts.
+
+    Cameras are those named in `cameras`, `image_size` pixels square, drawn once at the end of a chunk; with
+    `images=False` nothing is drawn. Proprio is that of the other simulators: measured position (m), first two columns
+    of the rotation matrix, gripper opening, then how far the commanded pose is ahead of the measured one (m, rotation
+    vector); `padding` adds named parts of so many zeros, for policies from where there was more to tell. Success is the
+    simulator's own verdict and ends an episode unless `ends_on_success=False`.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        command: CommandKind = "ee_delta",
+        image_size: int = 128,
+        images: bool = True,
+        cameras: Views = None,
+        drawing: str = "full",
+        padding: Mapping[str, int] | None = None,
+        max_steps: int | None = None,
+        max_translation: float = 0.05,
+        max_rotation: float = 0.2,
+        ends_on_success: bool = True,
+    ):
+        self.stage, self.kind = stage, command
+        self.views: dict[str, View] = (views_of(cameras) or {}) if images else {}
+        self.image_size, self.drawing = image_size, drawing
+        self.ends_on_success = ends_on_success
+        self.padding = dict(padding or {})
+        self._enter(stage.start(0))
+        self.over = True  # nothing moves before the first reset
+        self.last: Observation
+        self.spec = EnvSpec(
+            num_envs=1,
+            control_hz=stage.control_hz,
+            max_steps=max_steps or stage.max_steps,
+            cameras=self.cameras.describe(),
+            proprio=self._proprio_layout(),
+            command=self._meaning(max_translation, max_rotation),
+        )
+
+    def reset(self, seed: int) -> Observation:
+        self._enter(self.stage.start(seed))
+        return self._begin()
+
+    def restore(self, state: Any) -> Observation:
+        """Start an episode from a state as the simulator's own recordings have it."""
+        self._enter(self.stage.restore(state))
+        return self._begin()
+
+    def translate(self, action: Float[Tensor, "1 action"]) -> Float[Tensor, "1 7"]:
+        """The simulator's own action (OSC_POSE: [-1, 1], relative to the measured pose) at this moment as `ee_delta`."""
+        return self.arm.translate(action[0].double().numpy())
+
+    def get_state(self) -> dict[str, Any]:
+        """The physical state, to go back to with `set_state`: MuJoCo's own plus the controller's goal and gripper."""
+        import mujoco
+
+        size = mujoco.mj_stateSize(self.arm.model, mujoco.mjtState.mjSTATE_INTEGRATION)
+        physics = np.empty(size)
+        mujoco.mj_getState(self.arm.model, self.arm.data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
+        bodies = self.arm.model.body_pos.copy(), self.arm.model.body_quat.copy()
+        return {"physics": physics, "bodies": bodies, "arm": self.arm.get_state(), "start": self.start}
+
+    def set_state(self, state: Mapping[str, Any]) -> Observation:
+        """Start an episode from a state of `get_state`; the step count begins at zero."""
+        import mujoco
+
+        self._enter(state["start"])
+        self.arm.model.body_pos[:], self.arm.model.body_quat[:] = state["bodies"]
+        mujoco.mj_setState(self.arm.model, self.arm.data, state["physics"], mujoco.mjtState.mjSTATE_INTEGRATION)
+        self.env.sim.forward()
+        obs = self._begin()
+        self.arm.set_state(state["arm"])
+        mujoco.mj_setState(self.arm.model, self.arm.data, state["physics"], mujoco.mjtState.mjSTATE_INTEGRATION)
+        return obs.replace(proprio=self._proprio(self.arm.measured()))
+
+    def step(self, command: Float[Tensor, "env action"]) -> Step:
+        step = self.play(command[:, None])
+        return step.replace(executed=step.executed[:, 0])
+
+    def play(self, chunk: Float[Tensor, "env horizon action"]) -> Step:
+        """Play a chunk and draw once at its end; an episode that is over stays as it ended."""
+        executed = torch.zeros_like(chunk)
+        reward, done, success, ended = 0.0, 0, False, False
+        while done < chunk.shape[1] and not self.over:
+            executed[:, done] = self._apply(chunk[:, done])
+            paid, succeeded, ended = self._judge()
+            reward, success, done = reward + paid, success or succeeded, done + 1
+            self.steps += 1
+            self.succeeded = succeeded
+            ended = ended or (succeeded and self.ends_on_success)
+            self.over = ended or self.steps >= self.spec.max_steps
+        if done:
+            self.last = self._observe()
+        return Step(
+            obs=self.last.clone(),
+            reward=torch.tensor([reward]),
+            success=torch.tensor([success]),
+            terminated=torch.tensor([ended]),
+            truncated=torch.tensor([bool(done) and self.over and not ended]),
+            executed=executed,
+            num_steps=torch.tensor([done]),
+            batch_size=[1],
+        )
+
+    def fingerprint(self) -> dict[str, str]:
+        """What results depend on besides the configuration: the simulator's version, its assets, how it draws."""
+        return {**self.stage.fingerprint(), "drawing": self.drawing}
+
+    def close(self) -> None:
+        self.stage.close()
+
+    def _enter(self, start: Start) -> None:
+        self.start, self.env = start, start.env
+        if not hasattr(start.env, FITTED):
+            arm = Arm(start.env, self.kind)
+            cameras = Cameras(start.env, self.views, self.image_size, self.drawing, arm.base)
+            setattr(start.env, FITTED, (arm, cameras))
+        self.arm, self.cameras = getattr(start.env, FITTED)
+        self.arm.begin()
+
+    def _begin(self) -> Observation:
+        self.over, self.succeeded, self.steps = False, False, 0
+        self.joints = self.arm.joints()
+        self.last = self._observe()
+        return self.last.clone()
+
+    def _apply(self, command: Float[Tensor, "1 action"]) -> Float[Tensor, "1 action"]:
+        """Play one command; returns what was really applied."""
+        gripper = command[:, -1:].clamp(0, 1)
+        if self.kind == "ee_delta":
+            applied = self.arm.aim(geometry.limit_ee_delta(command, self.spec.command))
+        else:
+            applied = self._turn(command[:, :-1], gripper)
+        self.action = self.arm.advance(gripper.item())
+        return applied
+
+    def _turn(self, command: Float[Tensor, "1 joints"], gripper: Float[Tensor, "1 1"]) -> Float[Tensor, "1 action"]:
+        if self.kind == "joint_delta":
+            limit = self.spec.command.max_rotation or 0.0
+            command = command.clamp(-limit, limit)
+            self.joints = self.joints + command[0].double().numpy()
+        else:
+            self.joints = command[0].double().numpy()
+        self.arm.turn(self.joints)
+        return torch.cat([command, gripper], -1)
+
+    def _judge(self) -> tuple[float, bool, bool]:
+        """Reward, success, and whether the task ended for another reason than success."""
+        reward, done, _ = self.env._post_action(self.action)
+        return float(reward), bool(self.env._check_success()), bool(done)
+
+    def _observe(self) -> Observation:
+        measured = self.arm.measured()
+        own = {"tcp": measured, "commanded": self.arm.commanded.clone(), "gripper": self._opening()}
+        return Observation(
+            images=TensorDict(self.cameras.draw() if self.views else {}, [1]),
+            proprio=self._proprio(measured),
+            instruction=[self.start.instruction],
+            privileged=TensorDict({**self.start.privileged(self.arm), **own}, [1]),
+            batch_size=[1],
+        )
+
+    def _opening(self) -> Float[Tensor, "1 1"]:
+        return torch.tensor([[self.arm.opening()]])
+
+    def _proprio(self, measured: Float[Tensor, "1 7"]) -> Float[Tensor, "1 proprio"]:
+        x, y = torch.eye(3)[:2, None]
+        axes = [geometry.rotate(measured[:, 3:], axis) for axis in (x, y)]
+        opening = self._opening()
+        parts = [measured[:, :3], *axes, opening, geometry.delta_between(measured, self.arm.commanded, opening)[:, :6]]
+        if self.kind != "ee_delta":
+            parts.append(torch.from_numpy(self.arm.joints()).float()[None])
+        return torch.cat([*parts, torch.zeros(1, sum(self.padding.values()))], -1)
+
+    def _proprio_layout(self) -> tuple[tuple[str, int], ...]:
+        layout = [("position", 3), ("rotation", 6), ("gripper", 1), ("lead_position", 3), ("lead_rotation", 3)]
+        joints = [("joint_position", self.arm.num_joints)] if self.kind != "ee_delta" else []
+        return (*layout, *joints, *self.padding.items())
+
+    def _meaning(self, max_translation: float, max_rotation: float) -> Command:
+        if self.kind == "ee_delta":
+            return Command(self.kind, 7, max_translation, max_rotation)
+        return Command(self.kind, self.arm.num_joints + 1, max_rotation=max_rotation if self.kind == "joint_delta" else None)

@@ -1,0 +1,196 @@
+"""The arm of a robosuite environment in metres, radians and our tool frame: reading it, aiming it, stepping it.
+
+robosuite's own action is relative to the measured pose and its gripper's only has a sign. We set the goal of the same
+controllers directly, so that commands accumulate on the commanded pose, and step the physics as robosuite does, without
+the observations that nobody reads.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vla import geometry
+from vla.types import CommandKind
+
+LEASH = (0.05, 0.87)  # as far as robosuite's own actions reach ahead of the measured pose: metres per axis, radians
+CONTROLLERS = {"ee_delta": "OSC_POSE", "joint_position": "JOINT_POSITION", "joint_delta": "JOINT_POSITION"}
+TRAVEL = {  # of a gripper's joints, where it is shut and where it is open
+    "PandaGripper": (((0.0, 0.0), (0.04, -0.04))),
+    "Robotiq85Gripper": ((0.42,), (-0.05,)),
+    "Robotiq140Gripper": ((0.5,), (0.02,)),
+    "JacoThreeFingerGripper": ((0.0,), (1.51,)),
+}
+TO_TOOL = torch.tensor([0.0, 0.0, 0.5**0.5, 0.5**0.5])  # robosuite's fingers close along x, ours along y
+Native = NDArray[np.float64]
+
+
+class Arm:
+    """One environment's arm. The tool frame: z out of the hand, the fingers close along y; poses are in the base frame.
+
+    Raises ValueError where there is not exactly one arm.
+    """
+
+    def __init__(self, env: Any, kind: CommandKind):
+        if len(env.robots) != 1 or type(env.robots[0]).__name__ != "SingleArm":
+            raise ValueError(f"{type(env).__name__} is not for one arm")
+        self.env, self.kind, self.robot = env, kind, env.robots[0]
+        self.model, self.data = env.sim.model._model, env.sim.data._data
+        self.site = self.model.site(self.robot.gripper.important_sites["grip_site"]).id
+        base = self.data.body(self.robot.robot_model.root_body)
+        self.base = torch.from_numpy(np.concatenate([base.xpos, base.xquat])).float()
+        self.base = torch.cat([self.base[:3], geometry.wxyz_to_xyzw(self.base[3:])])[None]
+        self.num_joints = len(self.robot.robot_joints)
+        self.substeps = round(env.control_timestep / env.model_timestep)
+        gripper = self.robot.gripper
+        self.has_gripper = gripper.dof > 0
+        self.sense = self._sense_of_closing()
+        self.speed = getattr(gripper, "speed", 1.0)  # of the gripper's command from -1, open, to 1, per substep
+        self.fingers = [self.model.joint(x).qposadr[0] for x in gripper.joints]
+        shut, wide = TRAVEL.get(type(gripper).__name__, ((0.0,), (1.0,)))
+        self.shut, self.wide = np.array(shut), np.array(wide)
+        self.begin()
+
+    @property
+    def controller(self) -> Any:
+        """The part that differs in robosuite 1.5, whose robots have one controller per part."""
+        return self.robot.controller if hasattr(self.robot, "controller") else self.robot.part_controllers["right"]
+
+    def begin(self) -> None:
+        """The commanded pose is where the arm is, as after a reset, and the gripper's command where robosuite has it."""
+        fingers = self.robot.gripper.current_action if self.has_gripper else np.zeros(1)
+        self.closing = self.sense * float(np.ravel(fingers)[0])  # the gripper's command: -1 open, 1 closed
+        self.hold()
+
+    def hold(self) -> None:
+        """Command the arm to stay where it is."""
+        self.commanded = self.measured()
+        self.controller.update(force=True)
+        if self.kind == "ee_delta":
+            self._aim_at(self.commanded)
+        else:
+            self._turn_to(self.joints())
+
+    def get_state(self) -> dict[str, Any]:
+        goal = {x: np.copy(v) for x in GOALS if (v := getattr(self.controller, x, None)) is not None}
+        fingers = np.copy(self.robot.gripper.current_action) if self.has_gripper else None
+        return {"commanded": self.commanded.clone(), "closing": self.closing, "goal": goal, "fingers": fingers}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.commanded, self.closing = state["commanded"].clone(), state["closing"]
+        self.controller.update(force=True)
+        for name, value in state["goal"].items():
+            setattr(self.controller, name, np.copy(value))
+        if self.has_gripper:
+            self.robot.gripper.current_action = np.copy(state["fingers"])
+
+    def measured(self) -> Float[Tensor, "1 7"]:
+        """Where the tool is."""
+        return self.in_base(self.data.site_xpos[self.site], _quaternion(self.data.site_xmat[self.site]), tool=True)
+
+    def joints(self) -> Native:
+        return self.data.qpos[self.robot._ref_joint_pos_indexes].copy()
+
+    def opening(self) -> float:
+        """How far the gripper is open, measured, from 0 to 1."""
+        if not self.has_gripper:
+            return 0.0
+        fingers = self.data.qpos[self.fingers[: len(self.shut)]]
+        return float(np.clip(np.mean((fingers - self.shut) / (self.wide - self.shut)), 0, 1))
+
+    def in_base(self, position: Native, wxyz: Native, *, tool: bool = False) -> Float[Tensor, "1 7"]:
+        """A pose of the simulator's world in the base frame; with `tool`, one of robosuite's grip site in our axes."""
+        pose = torch.from_numpy(np.concatenate([position, wxyz[1:], wxyz[:1]])).float()[None]
+        if tool:
+            pose = torch.cat([pose[:, :3], geometry.multiply(pose[:, 3:], TO_TOOL[None])], -1)
+        return geometry.to_frame(self.base, pose)
+
+    def aim(self, delta: Float[Tensor, "1 7"]) -> Float[Tensor, "1 7"]:
+        """Move the commanded pose by an `ee_delta` command within its limits; returns what was really applied."""
+        gripper = delta[:, 6:]
+        wanted = geometry.advance(self.commanded, self.measured(), delta, LEASH)
+        applied = geometry.delta_between(self.commanded, wanted, gripper)
+        self.commanded = wanted
+        self._aim_at(wanted)
+        return applied
+
+    def turn(self, joints: Native) -> None:
+        """Command joint angles (radians)."""
+        self._turn_to(joints)
+        self.commanded = self.measured()
+
+    def advance(self, gripper: float) -> Native:
+        """One control step towards the goal, the gripper towards `gripper` from 0 closed to 1; returns the action."""
+        target = 1 - 2 * min(max(gripper, 0.0), 1.0)
+        action = np.zeros(self.env.action_dim)
+        for _ in range(self.substeps):  # the controller brings the simulator's kinematics up to date by itself
+            if self.has_gripper:
+                missing = target - self.closing
+                action[-1] = np.sign(missing) if abs(missing) > self.speed / 2 else 0.0
+                self.closing = float(np.clip(self.closing + self.speed * action[-1], -1, 1))
+            self.env._pre_action(action, policy_step=False)
+            self.env.sim.step()
+        self.env.timestep += 1
+        self.env.cur_time += self.env.control_timestep
+        return action
+
+    def translate(self, action: Native) -> Float[Tensor, "1 7"]:
+        """robosuite's own action (OSC_POSE, from the measured pose) at this moment as our `ee_delta` command."""
+        reach = self.controller.scale_action(action[:6])
+        tool = self.measured()
+        local = torch.from_numpy(reach).float()[None]
+        turned = not np.allclose(reach[3:], 0)
+        axis = geometry.rotate(geometry.conjugate(self.base[:, 3:]), local[:, 3:])
+        way = geometry.rotate(geometry.conjugate(self.base[:, 3:]), local[:, :3])
+        rotation = geometry.multiply(geometry.from_rotation_vector(axis), tool[:, 3:])
+        goal = torch.cat([tool[:, :3] + way, rotation if turned else self.commanded[:, 3:]], -1)
+        sign = float(np.sign(action[-1]))
+        gripper = (1 - sign) / 2 if sign else (1 - self.closing) / 2
+        return geometry.delta_between(self.commanded, goal, torch.tensor([[gripper]]))
+
+    def _sense_of_closing(self) -> float:
+        """The sign with which the first number of the gripper's own command grows as it closes."""
+        if not self.has_gripper:
+            return 1.0
+        before = np.copy(self.robot.gripper.current_action)
+        after = self.robot.gripper.format_action(np.ones(1))
+        grown = np.sign(np.ravel(after)[0] - np.ravel(before)[0])
+        self.robot.gripper.current_action = before
+        return float(grown) or 1.0
+
+    def _aim_at(self, pose: Float[Tensor, "1 7"]) -> None:
+        world = torch.cat(
+            [
+                self.base[:, :3] + geometry.rotate(self.base[:, 3:], pose[:, :3]),
+                geometry.multiply(
+                    geometry.multiply(self.base[:, 3:], pose[:, 3:]), geometry.conjugate(TO_TOOL[None])
+                ),
+            ],
+            -1,
+        )[0].double()
+        self.controller.set_goal(np.zeros(6), set_pos=world[:3].numpy(), set_ori=_matrix(world[3:].numpy()))
+
+    def _turn_to(self, joints: Native) -> None:
+        self.controller.set_goal(np.zeros(self.num_joints), set_qpos=joints)
+
+
+GOALS = ("goal_pos", "goal_ori", "goal_qpos", "initial_joint")  # the last: where the arm's spare freedom tends to
+
+
+def _quaternion(matrix: Native) -> Native:
+    import mujoco
+
+    wxyz = np.empty(4)
+    mujoco.mju_mat2Quat(wxyz, matrix)
+    return wxyz
+
+
+def _matrix(xyzw: Native) -> Native:
+    import mujoco
+
+    flat = np.empty(9)
+    mujoco.mju_quat2Mat(flat, np.roll(xyzw, 1))
+    return flat.reshape(3, 3)
