@@ -86,6 +86,44 @@ def fetch(scene: Scene, name: str, grip: Float[Tensor, "batch 7"], carry: Float[
     return torch.where(held[:, None], carry, target), torch.where(inside, 0.0, 1.0)
 
 
+def put(
+    scene: Scene,
+    name: str,
+    grip: Float[Tensor, "batch 7"],
+    spot: Float[Tensor, "batch 3"],
+    *,
+    aligned: float,
+    clear: float = 0.1,
+    of: str | None = None,
+    turn: Float[Tensor, "batch 4"] | None = None,
+) -> Plan:
+    """Fetch a thing by `grip`, carry it `clear` metres above `spot` until it is within `aligned` metres, let it down.
+
+    It is the thing `of` that must come to `spot`, where `name` is only what is held of it; `turn` is the rotation it
+    still lacks (base frame). Once it is there, the fingers open and rise.
+    """
+    thing = scene.objects[of or name]
+    offset = spot - thing[:, :3]
+    away = offset[:, :2].norm(dim=-1)
+    lacks = geometry.to_rotation_vector(turn).norm(dim=-1) if turn is not None else torch.zeros_like(away)
+    above = (away < aligned) & (lacks < 0.06)
+    entered = (away < 2 * aligned + 0.004) & (offset[:, 2] > -clear + 0.03)  # on its way down it may drift a little
+    goes_down = above | entered
+    height = spot[:, 2] + torch.where(goes_down, 0.0, clear)
+    low = ~goes_down & (thing[:, 2] < height - 0.03)
+    target = torch.cat([torch.where(low[:, None], thing[:, :2], spot[:, :2]), height[:, None]], -1)
+    rotation = scene.commanded[:, 3:]
+    if turn is not None:
+        rotation = torch.where(low[:, None], rotation, geometry.multiply(turn, scene.tcp[:, 3:]))
+        arm = geometry.rotate(turn, thing[:, :3] - scene.tcp[:, :3])  # the thing turns about the tool, not about itself
+        turned = torch.cat([target - arm, rotation], -1)
+        carry = torch.where(low[:, None], torch.cat([scene.tcp[:, :3] + target - thing[:, :3], rotation], -1), turned)
+    else:
+        carry = torch.cat([scene.tcp[:, :3] + target - thing[:, :3], rotation], -1)
+    there = (away < 2 * aligned + 0.004) & (offset[:, 2] > -0.012)
+    return either(there, let_go(scene, spot[:, 2] + clear), fetch(scene, name, grip, carry))
+
+
 def through_funnel(
     scene: Scene, goal: Float[Tensor, "batch 7"], turn: Float[Tensor, " batch"]
 ) -> Float[Tensor, "batch 7"]:
@@ -144,3 +182,9 @@ def nothing(scene: Scene) -> Float[Tensor, "batch 7"]:
 def point_of(pose: Float[Tensor, "batch 7"], at: tuple[float, float, float]) -> Float[Tensor, "batch 3"]:
     """Where the point `at` of a thing's own frame (metres) is."""
     return pose[:, :3] + geometry.rotate(pose[:, 3:], pose.new_tensor(at).expand(len(pose), 3))
+
+
+def yaw_of(rotation: Float[Tensor, "batch 4"]) -> Float[Tensor, " batch"]:
+    """The direction of a thing's x axis seen from above, in radians."""
+    axis = geometry.rotate(rotation, rotation.new_tensor([1.0, 0, 0]).expand(len(rotation), 3))
+    return torch.atan2(axis[:, 1], axis[:, 0])

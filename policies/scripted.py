@@ -13,7 +13,7 @@ from jaxtyping import Float
 from tensordict import TensorDict
 from torch import Tensor
 
-from policies import plans_maniskill
+from policies import plans_libero, plans_maniskill, plans_robosuite
 from policies.moves import STROKE, Scene, Skill
 from vla import geometry
 from vla.types import Action, Observation
@@ -77,7 +77,7 @@ def imagine(scene: Scene, command: Float[Tensor, "batch 7"]) -> Scene:
     return replace(scene, tcp=tcp, commanded=commanded, opening=opening, objects=objects)
 
 
-PLANS: dict[str, Skill] = {**plans_maniskill.PLANS}
+PLANS: dict[str, Skill] = {**plans_maniskill.PLANS, **plans_robosuite.PLANS, **plans_libero.PLANS}
 
 
 def _scene(obs: Observation, skill: Skill) -> Scene:
