@@ -70,10 +70,12 @@ def either(chosen: Bool[Tensor, " batch"], first: Plan, second: Plan) -> Plan:
     return torch.where(chosen[:, None], first[0], second[0]), torch.where(chosen, first[1], second[1])
 
 
-def let_go(scene: Scene, height: Float[Tensor, " batch"]) -> Plan:
-    """Open the fingers where they are; once they are open, rise to `height` (metres)."""
+def let_go(scene: Scene, height: Float[Tensor, " batch"], name: str | None = None) -> Plan:
+    """Open the fingers where they are; once they are open, wide around `name`, rise to `height` (metres)."""
     away = torch.cat([scene.tcp[:, :2], height[:, None], scene.tcp[:, 3:]], -1)
-    target = torch.where((scene.opening > 0.7)[:, None], away, scene.commanded)
+    width = scene.grips[name].width if name is not None else 0.0
+    wide = (torch.as_tensor(width) / STROKE + 0.2).clamp(0.7, 0.93)
+    target = torch.where((scene.opening > wide)[:, None], away, scene.commanded)
     return target, torch.ones_like(scene.opening)
 
 
@@ -120,8 +122,9 @@ def put(
         carry = torch.where(low[:, None], torch.cat([scene.tcp[:, :3] + target - thing[:, :3], rotation], -1), turned)
     else:
         carry = torch.cat([scene.tcp[:, :3] + target - thing[:, :3], rotation], -1)
-    there = (away < 2 * aligned + 0.004) & (offset[:, 2] > -0.012)
-    return either(there, let_go(scene, spot[:, 2] + clear), fetch(scene, name, grip, carry))
+    opened = scene.opening > scene.grips[name].width / STROKE + 0.06  # once it lets go, it does not change its mind
+    there = (away < 2 * aligned + 0.004) & (offset[:, 2] > torch.where(opened, -0.05, -0.012))
+    return either(there, let_go(scene, spot[:, 2] + clear, name), fetch(scene, name, grip, carry))
 
 
 def through_funnel(

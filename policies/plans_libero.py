@@ -16,7 +16,9 @@ from vla import geometry
 WIDEST = 0.074  # metres: what fits between the fingers with some room
 REACH = 0.04  # metres from the top of a thing down to where the fingers hold it, at most
 RIM = 0.006  # metres from the outside of a hollow thing to the middle of its wall
-RIM_DOWN = 0.012  # metres from the top of a rim down to where it is held
+RIM_DOWN = 0.018  # metres from the top of a rim down to where it is held
+WALL = 0.005  # metres between fingers that hold a wall
+DEEP, FALL = 0.03, 0.03  # metres: into a place deeper than that, a thing falls the last bit, clear of the walls
 ON_ITS_WAY = 0.13  # metres above its place at which a thing is carried
 QUARTER = torch.pi / 2
 
@@ -24,9 +26,10 @@ QUARTER = torch.pi / 2
 def bring(scene: Scene) -> Plan:
     thing, place = scene.objects["object"], scene.objects["place"]
     sides, room = upright(thing, scene.objects["object_size"]), upright(place, scene.objects["place_size"])
-    hollow = (scene.objects["object_depth"][:, 0] > 0.02) & (sides.across.min(-1).values > WIDEST)
+    hollow = (scene.objects["object_depth"][:, 0] > 0.02) & (2 * sides.across.min(-1).values > WIDEST)
     grip, width = _where(hollow, _by_rim(scene, thing, sides), _across(scene, thing, sides))
-    spot = place[:, :3] + torch.stack([0 * room.height, 0 * room.height, room.height + sides.height], -1)
+    fall = torch.where(room.height > DEEP, FALL, 0.0)
+    spot = place[:, :3] + torch.stack([0 * fall, 0 * fall, room.height + sides.height + fall], -1)
     held = torch.cat([grip[:, :3], thing[:, 3:]], -1)  # the point that is held stands for the thing
     scene = replace(scene, objects={**scene.objects, "held": held}, grips={"held": Grip(width)})
     return put(scene, "held", grip, spot, aligned=0.012, clear=ON_ITS_WAY, of="object")
@@ -72,7 +75,7 @@ def _by_rim(scene: Scene, thing: Float[Tensor, "batch 7"], sides: Sides) -> tupl
     side = torch.where(toward < 0, -1.0, 1.0)[:, None]
     point = thing[:, :2] + side * outward * radius[:, None]
     height = thing[:, 2] + sides.height - RIM_DOWN
-    return torch.cat([point, height[:, None], pointing_down(yaw)], -1), torch.full_like(radius, 0.012)
+    return torch.cat([point, height[:, None], pointing_down(yaw)], -1), torch.full_like(radius, WALL)
 
 
 def _nearest(scene: Scene, closing: Float[Tensor, " batch"], period: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
