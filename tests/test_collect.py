@@ -9,9 +9,9 @@ import torch
 from policies.token import TokenPolicy
 from simulators.point import PointEnv
 from vla import collect
-from vla.collect import Collector, Collectors, OneProcess, join
+from vla.collect import Collector, Collectors, OneProcess
 from vla.models.state_mlp import StateMLP
-from vla.rollout import rollout
+from vla.rollout import join, rollout
 
 pytestmark = pytest.mark.timeout(400)  # Ray starts five processes, slowly where cores are few or busy
 ENV = {"_target_": "simulators.point.PointEnv", "num_envs": 4, "max_steps": 6}

@@ -5,9 +5,10 @@ import functools
 import pytest
 import torch
 
-from simulators.batch import SceneBatch, SubprocessEnv
+from simulators.batch import SceneBatch
 from simulators.maniskill import ManiSkillEnv, maniskill
 from simulators.point import PointEnv
+from simulators.subprocess import SubprocessEnv
 from vla.rollout import execute
 from vla.types import ChunkEnv
 
