@@ -180,7 +180,8 @@ class _Worker:
         self.start()
 
     def start(self) -> None:
-        context = mp.get_context("spawn")
+        context = mp.get_context("forkserver")  # of a process without threads that has done nothing but imports
+        context.set_forkserver_preload(["tensordict"])  # and torch with it: seconds for each worker
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, self.make, self.size), daemon=True)
         self.process.start()
