@@ -14,10 +14,11 @@ from jaxtyping import Bool, Float
 from tensordict import TensorDict
 from torch import Tensor
 
-from simulators.batch import SceneBatch, SubprocessEnv
+from simulators.batch import SceneBatch
 from simulators.drawing import Views, chosen, place, sensor_configs, views_of
 from simulators.meshes import simplify_visuals
 from simulators.rendering import require_vulkan
+from simulators.subprocess import SubprocessEnv
 from vla import geometry
 from vla.types import Camera, ChunkEnv, Command, CommandKind, EnvSpec, Observation, Step
 
@@ -41,13 +42,7 @@ FINGER_TRAVEL = 0.08  # metres between the Panda's open fingers
 LEASH = (0.1, 0.8)  # how far the commanded pose may lead the measured one: metres, radians
 
 
-def maniskill(
-    task: str,
-    num_envs: int,
-    workers: int = 0,
-    backend: str = "auto",
-    **options: Any,
-) -> ChunkEnv:
+def maniskill(task: str, num_envs: int, workers: int = 0, backend: str = "auto", **options: Any) -> ChunkEnv:
     """`num_envs` copies of a ManiSkill task, on the GPU in one batch or on the CPU in `workers` processes.
 
     `workers=0` keeps every CPU scene in this process. `options` are those of `ManiSkillEnv`. Raises ValueError for a

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from fragile import Losing
 
 from policies.critic import Critic
 from policies.gaussian import GaussianPolicy
@@ -139,6 +140,32 @@ def test_what_follows_the_end_of_an_episode_teaches_nothing(name):
         learned.append(dict(student.named_parameters()))
     for n, p in learned[0].items():
         torch.testing.assert_close(p, learned[1][n], msg=n)
+
+
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "sft"])
+def test_lost_episodes_teach_nothing(name):
+    make_policy, make_algorithm = ALGORITHMS[name]
+    policy = make_policy()
+    played = rollout(Losing(num_envs=8, lost=[2, 5]), policy, seed=0)
+    assert played.lost() == [2, 5]
+    learned = []
+    for experience in (played, played[:, [0, 1, 3, 4, 6, 7]]):
+        student = copy.deepcopy(policy)
+        torch.manual_seed(3)
+        make_algorithm(student).update(experience)
+        learned.append(dict(student.named_parameters()))
+    for n, p in learned[0].items():
+        assert torch.equal(p, learned[1][n]), n
+
+
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "sft"])
+def test_nothing_can_be_learned_when_every_episode_was_lost(name):
+    make_policy, make_algorithm = ALGORITHMS[name]
+    policy = make_policy()
+    before = copy.deepcopy(policy.state_dict())
+    with pytest.raises(ValueError, match="none of 8 episodes has a decision to learn from, 8 were lost"):
+        make_algorithm(policy).update(rollout(Losing(num_envs=8, lost=range(8)), policy, seed=0))
+    assert all(torch.equal(x, before[n]) for n, x in policy.state_dict().items())
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)

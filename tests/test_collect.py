@@ -5,13 +5,15 @@ import copy
 import pytest
 import ray
 import torch
+from fragile import Losing
 
 from policies.token import TokenPolicy
 from simulators.point import PointEnv
 from vla import collect
-from vla.collect import Collector, Collectors, OneProcess, join
+from vla.collect import Collector, Collectors, OneProcess
+from vla.evaluation import outcomes, summarise
 from vla.models.state_mlp import StateMLP
-from vla.rollout import rollout
+from vla.rollout import join, rollout
 
 pytestmark = pytest.mark.timeout(400)  # Ray starts five processes, slowly where cores are few or busy
 ENV = {"_target_": "simulators.point.PointEnv", "num_envs": 4, "max_steps": 6}
@@ -141,6 +143,16 @@ def test_joining_repeats_the_last_row_of_what_ended_earlier():
     assert (both.reward[2:, :2] == 0).all()
     assert (both.obs.proprio[3:, :2] == short.obs.proprio[2]).all()
     assert [list(row) for row in both.obs.instruction] == [["reach the red target"] * 5] * 6
+
+
+def test_lost_episodes_are_told_apart_when_workers_are_joined():
+    policy = make_policy()
+    parts = [rollout(Losing(num_envs=2, lost=[1]), policy, seed=0), rollout(Losing(num_envs=2), policy, seed=2)]
+    both = join(parts)
+    assert both.lost() == [1]
+    kept = outcomes(both, 0)
+    assert [x.seed for x in kept] == [0, 2, 3]
+    assert summarise(kept, "train")["train/episodes"] == 3
 
 
 class _Mode:

@@ -50,6 +50,18 @@ def test_only_successes_are_kept_but_all_that_was_played_counts(tmp_path):
     assert (figures["episodes"], figures["frames"]) == (frames.num_episodes, len(frames)) == (6, len(frames))
 
 
+def test_an_episode_lost_with_its_simulator_is_no_attempt_but_played_again(tmp_path):
+    losing = ["env._target_=fragile.Losing", "++env.lost=[1,1,9]", "noise=0.2"]
+    whole, lost = tmp_path / "whole", tmp_path / "lost"
+    expected = demonstrate(configured(whole, "episodes=12", "keep=all", "noise=0.2"))
+    figures = demonstrate(configured(lost, "episodes=12", "keep=all", *losing))
+    assert figures == {**expected, "out": str(lost), "lost_episodes": 3}
+    assert same(load_frames(whole), load_frames(lost))
+    described = [json.loads((out / "meta" / "armature.json").read_text()) for out in (whole, lost)]
+    assert described[0]["attempts"] == described[1]["attempts"]
+    assert [x["seed"] for x in described[1]["attempts"]] == list(range(12))
+
+
 def test_failures_are_kept_when_all_are_wanted(tmp_path):
     figures = demonstrate(configured(tmp_path, "episodes=6", "keep=all"))
     assert seeds(tmp_path) == list(range(6))

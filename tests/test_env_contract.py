@@ -1,13 +1,16 @@
 """What every environment owes the rest of the platform, checked for each of them."""
 
 import functools
+import os
+import signal
 
 import pytest
 import torch
 
-from simulators.batch import SceneBatch, SubprocessEnv
+from simulators.batch import SceneBatch
 from simulators.maniskill import ManiSkillEnv, maniskill
 from simulators.point import PointEnv
+from simulators.subprocess import SubprocessEnv
 from vla.rollout import execute
 from vla.types import ChunkEnv
 
@@ -125,3 +128,18 @@ def test_after_its_end_an_episode_neither_moves_nor_earns(env):
     assert after.reward.eq(0).all()
     assert after.num_steps.eq(0).all()
     assert after.executed.eq(0).all()
+
+
+def test_a_killed_worker_costs_its_episodes_and_nothing_else(env):
+    if not isinstance(env, SubprocessEnv):
+        pytest.skip("plays in this process")
+    chunk = commands(env, 2)
+    first, played = env.reset(30), env.play(chunk)
+    env.reset(30)
+    os.kill(env.workers[0].process.pid, signal.SIGKILL)
+    step = env.play(chunk)
+    assert step.failed.tolist() == step.truncated.tolist() == [True, True, False]
+    assert_same(step.obs[:2], first[:2])
+    assert_same(step.obs[2:], played.obs[2:])
+    assert_same(env.reset(30), first)
+    assert_same(env.play(chunk).obs, played.obs)

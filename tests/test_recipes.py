@@ -159,6 +159,21 @@ def test_online_reports_rates_over_time_with_their_intervals(trained, tmp_path):
     assert torch.equal(before.bins.low, after.bins.low)
 
 
+def test_online_learns_and_counts_without_the_episodes_it_lost(trained, tmp_path):
+    """Step 2 loses one, step 3 all, the first test one; tests, and a batch that was lost whole, are played again."""
+    lost = [1_000_005, *range(1_000_008, 1_000_012), 10_001]
+    losing = ["env._target_=fragile.Losing", f"++env.lost={lost}".replace(" ", ""), "steps=3"]
+    summary = run(online.main, *online_arguments(trained, tmp_path / "lost"), *losing)
+    whole = run(online.main, *online_arguments(trained, tmp_path / "whole"), "steps=3")
+    assert [x["n"] for x in summary["train"]] == [4, 3, 4]
+    assert {x["n"] for x in summary["test"]} == {6}
+    rows = {x: read_metrics(tmp_path / x) for x in ("lost", "whole")}
+    assert [row.get("train/lost") for row in rows["lost"]] == [None, None, 1.0, 4.0]
+    assert rows["lost"][:2] == rows["whole"][:2]
+    assert rows["lost"][2] != rows["whole"][2]
+    assert summary["episodes"] == whole["episodes"] - 1
+
+
 def test_online_tests_are_the_evaluation_of_the_same_checkpoint(trained, tmp_path):
     summary = run(online.main, *online_arguments(trained, tmp_path / "run"), "test_episodes=8")
     evaluated = run(

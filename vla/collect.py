@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from torch import Tensor, nn
 
 from vla.evaluation import OnDevice
-from vla.rollout import Greedy, rollout
+from vla.rollout import Greedy, join, rollout
 from vla.types import Actor, EnvSpec, Rollout
 
 log = logging.getLogger(__name__)
@@ -128,12 +128,6 @@ class OneProcess:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def join(rollouts: list[Rollout]) -> Rollout:
-    """Put episodes side by side; those that ended earlier repeat their last row, which is not valid."""
-    rows = max(len(x) for x in rollouts)
-    return Rollout.cat([Rollout.cat([x, *[x[-1:]] * (rows - len(x))], dim=0) for x in rollouts], dim=1)
 
 
 class _Underway:

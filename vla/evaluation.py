@@ -1,15 +1,17 @@
 """Playing given episodes and counting what came of them, the same way in training and in evaluation."""
 
 import csv
+import functools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 
-from vla.rollout import rollout
+from vla.rollout import complete, rollout
 from vla.statistics import Rate, rate
-from vla.types import Action, Actor, Env, Metrics, Observation, Rollout
+from vla.types import Action, Actor, Env, LazyEnv, Metrics, Observation, Rollout
 
 EPISODES = "episodes.csv"
 
@@ -26,10 +28,23 @@ class Episode:
     total_reward: float
 
 
-def play(env: Env, actor: Actor, *, seed: int, episodes: int) -> Iterator[tuple[int, Rollout]]:
-    """Exactly the episodes `seed .. seed + episodes - 1`, a batch at a time, each with its first seed."""
+def play(
+    env: Env, actor: Actor, *, seed: int, episodes: int, lost: Counter[int] | None = None
+) -> Iterator[tuple[int, Rollout]]:
+    """Exactly the episodes `seed .. seed + episodes - 1`, a batch at a time, each with its first seed.
+
+    Copies that no episode needs are not made. An episode whose simulator failed is played again: `lost` counts how
+    often that was, by seed.
+    """
+    lost = Counter() if lost is None else lost
     for first in range(seed, seed + episodes, env.spec.num_envs):
-        yield first, rollout(env, actor, seed=first)[:, : seed + episodes - first]
+        batch = functools.partial(_batch, env, actor, first, seed + episodes - first)
+        yield first, complete(batch(), batch, seed=first, lost=lost)
+
+
+def _batch(env: Env, actor: Actor, seed: int, most: int) -> Rollout:
+    enough = env.first(most) if isinstance(env, LazyEnv) and most < env.spec.num_envs else env
+    return rollout(enough, actor, seed=seed)[:, :most]
 
 
 class OnDevice:
@@ -44,11 +59,13 @@ class OnDevice:
 
 
 def outcomes(batch: Rollout, first_seed: int) -> list[Episode]:
-    """One line per column; column i is the episode `first_seed + i`."""
+    """One line per column; column i is the episode `first_seed + i`. Those that were lost have none."""
+    kept = [i for i in range(batch.shape[1]) if i not in batch.lost()]
+    batch = batch[:, kept]
     steps = batch.valid if batch.num_steps is None else batch.num_steps
     figures = (batch.success.any(0), batch.valid.sum(0), steps.sum(0), batch.reward.sum(0))
     columns = zip(batch.obs[0].instruction, *(x.tolist() for x in figures), strict=True)
-    return [Episode(first_seed + i, *column) for i, column in enumerate(columns)]
+    return [Episode(first_seed + i, *column) for i, column in zip(kept, columns, strict=True)]
 
 
 def summarise(episodes: Sequence[Episode], prefix: str) -> Metrics:

@@ -1,5 +1,8 @@
 """Playing episodes: the one loop behind training, evaluation, teleoperation and real-robot runs."""
 
+from collections import Counter
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -7,27 +10,56 @@ from torch import Tensor
 from vla.types import Action, Actor, ChunkEnv, Env, Observation, Rollout, Step
 
 TEST_SEEDS = range(10_000, 20_000)  # episodes to test on, in every environment: nothing may learn from them
+TRIES = 3  # of one episode, before a simulator that fails in it is given up
 
 
 @torch.no_grad()
 def rollout(env: Env, actor: Actor, *, seed: int) -> Rollout:
     """Play one episode in every environment, each to its own end; episode i is the one of `seed + i`.
 
-    The caller's random state is left as it was: the same seed and weights play the same episodes anywhere.
+    The caller's random state is left as it was: the same seed and weights play the same episodes anywhere. A column
+    whose simulator failed on the way is not valid in any row.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         obs = env.reset(seed)
         alive = torch.ones(env.spec.num_envs, dtype=torch.bool)
-        rows = []
+        failed = torch.zeros_like(alive)
+        played = []
         while alive.any():
             action = actor.act(obs)
             step = execute(env, action.commands, alive)
-            rows.append(_row(obs, action, step, valid=alive))
+            played.append((obs, action, step, alive))
+            failed = failed if step.failed is None else failed | step.failed & alive
             obs = step.obs
             alive = alive & ~step.terminated & ~step.truncated
-        rows.append(_row(obs, action, step, valid=alive))  # where the last decision ended
-        return Rollout.stack(rows)
+        played.append((obs, action, step, alive))  # where the last decision ended
+        return Rollout.stack([_row(obs, action, step, alive & ~failed, failed) for obs, action, step, alive in played])
+
+
+def complete(episodes: Rollout, again: Callable[[], Rollout], *, seed: int, lost: Counter[int]) -> Rollout:
+    """`episodes` (those from `seed` on) with what was lost put in from `again`, which plays the same ones once more.
+
+    All are played again, as only then random decisions are the same. `lost` counts, by seed, how often each was lost:
+    after TRIES a RuntimeError names the seed.
+    """
+    while missing := episodes.lost():
+        lost.update(seed + i for i in missing)
+        for i in missing:
+            if lost[seed + i] >= TRIES:
+                raise RuntimeError(
+                    f"the episode of seed {seed + i} was lost {TRIES} times with the simulator that played it: "
+                    "the warnings before say what happened to it"
+                )
+        other = again()
+        episodes = join([(other if i in missing else episodes)[:, i : i + 1] for i in range(episodes.shape[1])])
+    return episodes
+
+
+def join(rollouts: list[Rollout]) -> Rollout:
+    """Put episodes side by side; those that ended earlier repeat their last row, which is not valid."""
+    rows = max(len(x) for x in rollouts)
+    return Rollout.cat([Rollout.cat([x, *[x[-1:]] * (rows - len(x))], dim=0) for x in rollouts], dim=1)
 
 
 def execute(env: Env, chunk: Float[Tensor, "env horizon action"], alive: Bool[Tensor, " env"]) -> Step:
@@ -71,11 +103,14 @@ def _next(total: Step, step: Step, alive: Bool[Tensor, " env"], done: Int[Tensor
         terminated=total.terminated | step.terminated & alive,
         truncated=total.truncated | step.truncated & alive,
         executed=total.executed,
+        failed=None if step.failed is None or total.failed is None else total.failed | step.failed & alive,
         batch_size=total.batch_size,
     )
 
 
-def _row(obs: Observation, action: Action, step: Step, *, valid: Bool[Tensor, " env"]) -> Rollout:
+def _row(
+    obs: Observation, action: Action, step: Step, valid: Bool[Tensor, " env"], failed: Bool[Tensor, " env"]
+) -> Rollout:
     assert step.num_steps is not None  # `execute` counts them
     return Rollout(
         obs=obs,
@@ -86,5 +121,6 @@ def _row(obs: Observation, action: Action, step: Step, *, valid: Bool[Tensor, " 
         valid=valid,
         executed=step.executed * valid[:, None, None],
         num_steps=step.num_steps * valid,
+        failed=None if step.failed is None else failed,
         batch_size=obs.batch_size,
     )

@@ -48,6 +48,9 @@ class Step(TensorClass):
 
     `executed` is the command that was really applied (after clipping, say). For a chunk it has a horizon axis, whose
     first `num_steps` entries were executed; the rest are zero, `reward` is their sum.
+
+    `failed` says that the simulator, not the policy, failed: the episode cannot go on, so it is `truncated` too, and
+    `obs` is what was last seen of it.
     """
 
     obs: Observation
@@ -57,6 +60,7 @@ class Step(TensorClass):
     truncated: Bool[Tensor, "*batch"]
     executed: Float[Tensor, "... action"]  # [*batch, action] of a command, [*batch, horizon, action] of a chunk
     num_steps: Int[Tensor, "*batch"] | None = None  # commands executed; None in the answer to a single command
+    failed: Bool[Tensor, "*batch"] | None = None  # None: this environment never tells
 
 
 class Rollout(TensorClass):
@@ -64,7 +68,8 @@ class Rollout(TensorClass):
 
     The last row holds only the observation in which the last decision ended. `valid` is False there and after an
     episode's end, so `obs[t + 1]` is what followed `obs[t]` wherever valid. `terminated` says that the task ended; an
-    episode whose last valid row is not terminated ran out of time.
+    episode whose last valid row is not terminated ran out of time. A `failed` column was lost with its simulator: no
+    row of it is valid, so it neither teaches nor counts.
     """
 
     obs: Observation
@@ -75,10 +80,15 @@ class Rollout(TensorClass):
     valid: Bool[Tensor, "*batch"]
     executed: Float[Tensor, "*batch horizon action"] | None = None  # what was applied of `action.commands`
     num_steps: Int[Tensor, "*batch"] | None = None  # commands executed in this decision
+    failed: Bool[Tensor, "*batch"] | None = None  # the same in every row of a column
 
     def episodes(self) -> list["Rollout"]:
         """The columns one by one, each with the row it ended in and nothing after."""
         return [self[: n + 1, i] for i, n in enumerate(self.valid.sum(0).tolist())]
+
+    def lost(self) -> list[int]:
+        """The `failed` columns."""
+        return [] if self.failed is None else self.failed[0].nonzero().squeeze(-1).tolist()
 
 
 @dataclass(frozen=True)
@@ -200,6 +210,13 @@ class ChunkEnv(Env, Protocol):
     """An environment that plays a whole chunk in one call, rendering only its last frame."""
 
     def play(self, chunk: Float[Tensor, "env horizon action"]) -> Step: ...
+
+
+@runtime_checkable
+class LazyEnv(Env, Protocol):
+    """An environment that need not make all its copies: `first` is that of the first so many, and makes no others."""
+
+    def first(self, num_envs: int) -> Env: ...
 
 
 @runtime_checkable

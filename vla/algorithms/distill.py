@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vla.algorithms.descent import adamw, descend, device_of
 from vla.algorithms.losses import executed_factors, importance_loss, kl, masked_mean
-from vla.algorithms.minibatches import in_order, shuffled
+from vla.algorithms.minibatches import decisions_of, in_order, shuffled
 from vla.algorithms.rescoring import require_same_scores
 from vla.data.chunks import shifted
 from vla.types import Metrics, Observation, Rollout, Stochastic
@@ -88,7 +88,7 @@ class Distill:
         self.scores_checked = False
 
     def update(self, rollout: Rollout) -> Metrics:
-        decisions = rollout[rollout.valid]
+        decisions = decisions_of(rollout)
         if not self.scores_checked:
             require_same_scores(self.policy, decisions, self.minibatch, self.device)
             self.scores_checked = True
@@ -177,5 +177,5 @@ def moved(obs: Observation, shift: int) -> None:
 
 
 def _needed(decisions: Rollout) -> Rollout:
-    """Without what only the teacher was allowed to see."""
-    return decisions.replace(obs=decisions.obs.replace(privileged=None))
+    """Without what only the teacher was allowed to see, and without what never differs."""
+    return decisions.replace(obs=decisions.obs.replace(privileged=None), failed=None)

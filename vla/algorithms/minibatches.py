@@ -8,6 +8,18 @@ import torch
 from tensordict import TensorClass
 from torch import Tensor
 
+from vla.types import Rollout
+
+
+def decisions_of(rollout: Rollout) -> Rollout:
+    """What there is to learn from, one row per decision. ValueError if every episode was lost."""
+    if not rollout.valid.any():
+        raise ValueError(
+            f"none of {rollout.shape[1]} episodes has a decision to learn from, {len(rollout.lost())} were lost with "
+            "their simulator: play them again"
+        )
+    return rollout[rollout.valid]
+
 
 def shuffled(size: int, device: torch.device, *columns: Tensor | TensorClass) -> Iterator[tuple]:
     """All rows once, in a fresh order from torch's global generator, about `size` at a time and evenly."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vla.algorithms.advantages import gae, normalised
 from vla.algorithms.descent import adamw, descend, device_of
 from vla.algorithms.losses import clipped_loss, executed_factors, masked_mean, regroup, sampled_kl
-from vla.algorithms.minibatches import in_order, shuffled
+from vla.algorithms.minibatches import decisions_of, in_order, shuffled
 from vla.algorithms.rescoring import require_same_scores
 from vla.types import Metrics, Observation, Rollout, Stochastic
 
@@ -49,7 +49,7 @@ class PPO:
         self.scores_checked = False
 
     def update(self, rollout: Rollout) -> Metrics:
-        decisions = rollout[rollout.valid]
+        decisions = decisions_of(rollout)
         if not self.scores_checked:
             require_same_scores(self.policy, decisions, self.minibatch, self.device)
             self.scores_checked = True

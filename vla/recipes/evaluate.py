@@ -1,5 +1,7 @@
 """Honest evaluation on given episodes: `python -m vla.recipes.evaluate env=point policy=CHECKPOINT episodes=100`."""
 
+from collections import Counter
+
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from tqdm import tqdm
@@ -24,8 +26,11 @@ def evaluate(cfg: DictConfig) -> Figures:
     actor = _expert(cfg) if policy is None else _placed(policy, env.spec, run, greedy=cfg.greedy)
     run.restore({})
     done = evaluation.read_episodes(run.dir)[: cfg.episodes]
+    lost: Counter[int] = Counter()
     with tqdm(total=cfg.episodes, initial=len(done), desc="evaluate", unit="episode") as bar:
-        for first, batch in evaluation.play(env, actor, seed=cfg.seed + len(done), episodes=cfg.episodes - len(done)):
+        for first, batch in evaluation.play(
+            env, actor, seed=cfg.seed + len(done), episodes=cfg.episodes - len(done), lost=lost
+        ):
             new = evaluation.outcomes(batch, first)
             _save_films(run, batch, done, new, cfg.videos, env.spec.control_hz)
             done += new
@@ -41,6 +46,7 @@ def evaluate(cfg: DictConfig) -> Figures:
         "seeds": [cfg.seed, cfg.seed + cfg.episodes - 1],
         "mean_return": sum(x.total_reward for x in done) / len(done),
         "mean_steps_to_success": sum(solved) / len(solved) if solved else None,
+        **({"lost_episodes": lost.total()} if lost else {}),
     }
 
 

@@ -1,5 +1,7 @@
 """Learning from one's own episodes, by RL or distillation: `python -m vla.recipes.online env=point policy=token`."""
 
+import functools
+from collections import Counter
 from typing import Any, cast
 
 from hydra.utils import instantiate
@@ -9,9 +11,10 @@ from vla.checkpoint import Policy, initial_policy, policy_config
 from vla.collect import Collectors, OneProcess
 from vla.evaluation import Episode, outcomes, summarise
 from vla.program import Figures, program
+from vla.rollout import complete
 from vla.run import Run, read_metrics
 from vla.statistics import rate
-from vla.types import Algorithm, Metrics
+from vla.types import Algorithm, Metrics, Rollout
 from vla.video import save_film
 
 SEEDS_PER_RUN = 1_000_000  # training episodes of the run with seed s are numbered from (s + 1) million on
@@ -35,9 +38,11 @@ def online(cfg: DictConfig) -> Figures:
             run.log(0, summarise(test(collectors, policy, run, 0, cfg), "test"))
         for step in run.loop(first):
             seed = seeds[(step - 1) * num_envs]
-            episodes = collectors.start(policy, seed).get()
+            episodes, lost = play(collectors, policy, seed)
             episodes.reward = reward_model(episodes)
             metrics: Metrics = {**summarise(outcomes(episodes, seed), "train"), **algorithm.update(episodes)}
+            if lost:
+                metrics["train/lost"] = float(lost)
             if run.due(step, cfg.test_every):
                 metrics |= summarise(test(collectors, policy, run, step, cfg), "test")
             run.log(step, metrics)
@@ -46,6 +51,16 @@ def online(cfg: DictConfig) -> Figures:
                 run.save(step, algorithm.parts, config)
     run.close()
     return _figures(run)
+
+
+def play(collectors: Collectors | OneProcess, policy: Policy, seed: int) -> tuple[Rollout, int]:
+    """Episodes to learn from and how many were lost; only if all were, they are played again."""
+    again = functools.partial(_played, collectors, policy, seed)
+    episodes = again()
+    lost: Counter[int] = Counter()
+    if len(episodes.lost()) == episodes.shape[1]:
+        episodes = complete(episodes, again, seed=seed, lost=lost)
+    return episodes, lost.total() + len(episodes.lost())
 
 
 def training_seeds(cfg: DictConfig) -> range:
@@ -69,9 +84,11 @@ def training_seeds(cfg: DictConfig) -> range:
 def test(collectors: Collectors | OneProcess, policy: Policy, run: Run, step: int, cfg: DictConfig) -> list[Episode]:
     """The test episodes, played greedily; the first few are filmed."""
     played: list[Episode] = []
+    lost: Counter[int] = Counter()
     seeds = range(cfg.test_seed, cfg.test_seed + cfg.test_episodes, collectors.spec.num_envs)
     for seed, pending in [(seed, collectors.start(policy, seed, greedy=True)) for seed in seeds]:
-        batch = pending.get()[:, : cfg.test_episodes - len(played)]
+        again = functools.partial(_played, collectors, policy, seed, greedy=True)
+        batch = complete(pending.get(), again, seed=seed, lost=lost)[:, : cfg.test_episodes - len(played)]
         new = outcomes(batch, seed)
         for outcome, episode in list(zip(new, batch.episodes(), strict=True))[: max(0, cfg.videos - len(played))]:
             end = "success" if outcome.success else "failure"
@@ -79,6 +96,10 @@ def test(collectors: Collectors | OneProcess, policy: Policy, run: Run, step: in
             save_film(path, episode, collectors.spec.control_hz)
         played += new
     return played
+
+
+def _played(collectors: Collectors | OneProcess, policy: Policy, seed: int, *, greedy: bool = False) -> Rollout:
+    return collectors.start(policy, seed, greedy=greedy).get()
 
 
 def _collectors(cfg: DictConfig, run: Run) -> Collectors | OneProcess:
