@@ -38,6 +38,9 @@ class SceneBatch:
     def play(self, chunk: Float[Tensor, "env horizon action"]) -> Step:
         return Step.cat([scene.play(c) for scene, c in zip(self.scenes, chunk.split(1), strict=True)])
 
+    def fingerprint(self) -> dict[str, str]:
+        return getattr(self.scenes[0], "fingerprint", dict)()
+
     def close(self) -> None:
         for scene in self.scenes:
             scene.close()
@@ -64,8 +67,9 @@ class SubprocessEnv:
             theirs.close()
             self.pipes.append(ours)
             self.processes.append(process)
-        specs = [self._receive(i) for i in range(workers)]
-        self.spec = replace(specs[0], num_envs=num_envs)
+        told = [self._receive(i) for i in range(workers)]
+        spec, self._fingerprint = told[0]
+        self.spec = replace(spec, num_envs=num_envs)
         self.pictures = {
             camera.name: torch.zeros(num_envs, camera.height, camera.width, 3, dtype=torch.uint8).share_memory_()
             for camera in self.spec.cameras
@@ -85,6 +89,9 @@ class SubprocessEnv:
     def play(self, chunk: Float[Tensor, "env horizon action"]) -> Step:
         step = Step.cat(self._ask("play", list(chunk.split(self.sizes))))
         return step.replace(obs=self._with_pictures(step.obs))
+
+    def fingerprint(self) -> dict[str, str]:
+        return self._fingerprint
 
     def close(self) -> None:
         for pipe in self.pipes:
@@ -131,7 +138,7 @@ def _serve(pipe: Connection, make: MakeScene, num_envs: int) -> None:
         except ValueError as error:  # how the environment was asked for
             pipe.send_bytes(pickle.dumps((None, error)))
             return
-        pipe.send_bytes(pickle.dumps((batch.spec, None)))
+        pipe.send_bytes(pickle.dumps(((batch.spec, batch.fingerprint()), None)))
         shared = pipe.recv()
         while True:
             method, argument = pickle.loads(pipe.recv_bytes())

@@ -217,9 +217,9 @@ def interrupted_after(calls: int, function):
 
 
 def noting(seeds: list[int], function):
-    def wrapped(batch, first):
+    def wrapped(batch, first, *more):
         seeds.append(first)
-        return function(batch, first)
+        return function(batch, first, *more)
 
     return wrapped
 

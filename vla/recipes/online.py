@@ -9,6 +9,7 @@ from vla.checkpoint import Policy, initial_policy, policy_config
 from vla.collect import Collectors, OneProcess
 from vla.evaluation import Episode, outcomes, summarise
 from vla.program import Figures, program
+from vla.rollout import TEST_SEEDS
 from vla.run import Run, read_metrics
 from vla.statistics import rate
 from vla.types import Algorithm, Metrics
@@ -26,6 +27,7 @@ def online(cfg: DictConfig) -> Figures:
     seeds = training_seeds(cfg)
     num_envs = cfg.env.num_envs
     with _collectors(cfg, run) as collectors:
+        hz = collectors.spec.control_hz
         policy, config = initial_policy(cfg.policy, cfg.init, collectors.spec)
         policy.to(run.device)
         algorithm: Algorithm = instantiate(cfg.algorithm, _partial_=True)(policy=policy)
@@ -37,7 +39,7 @@ def online(cfg: DictConfig) -> Figures:
             seed = seeds[(step - 1) * num_envs]
             episodes = collectors.start(policy, seed).get()
             episodes.reward = reward_model(episodes)
-            metrics: Metrics = {**summarise(outcomes(episodes, seed), "train"), **algorithm.update(episodes)}
+            metrics: Metrics = {**summarise(outcomes(episodes, seed, hz), "train"), **algorithm.update(episodes)}
             if run.due(step, cfg.test_every):
                 metrics |= summarise(test(collectors, policy, run, step, cfg), "test")
             run.log(step, metrics)
@@ -49,7 +51,7 @@ def online(cfg: DictConfig) -> Figures:
 
 
 def training_seeds(cfg: DictConfig) -> range:
-    """The episodes to learn from. ValueError if a test episode is one of them."""
+    """The episodes to learn from. ValueError if a test episode may be one of them, or of those others learn from."""
     first = SEEDS_PER_RUN * (cfg.seed + 1)
     seeds = range(first, first + max(cfg.steps, 1) * cfg.env.num_envs)
     last_test = cfg.test_seed + cfg.test_episodes - 1
@@ -58,10 +60,10 @@ def training_seeds(cfg: DictConfig) -> range:
             "need seed from 0 to 4000, steps >= 1 and test_episodes >= 1, "
             f"got {cfg.seed}, {cfg.steps} and {cfg.test_episodes}"
         )
-    if cfg.test_seed <= seeds[-1] and last_test >= first:
+    if cfg.test_seed not in TEST_SEEDS or last_test not in TEST_SEEDS:
         raise ValueError(
-            f"test episodes {cfg.test_seed} to {last_test} overlap training episodes {first} to {seeds[-1]}: "
-            "choose another test_seed, for example 10000"
+            f"test episodes {cfg.test_seed} to {last_test} may overlap training episodes {first} to {seeds[-1]} or "
+            f"demonstrations: only {TEST_SEEDS[0]} to {TEST_SEEDS[-1]} are never learned from; choose another test_seed"
         )
     return seeds
 
@@ -72,7 +74,7 @@ def test(collectors: Collectors | OneProcess, policy: Policy, run: Run, step: in
     seeds = range(cfg.test_seed, cfg.test_seed + cfg.test_episodes, collectors.spec.num_envs)
     for seed, pending in [(seed, collectors.start(policy, seed, greedy=True)) for seed in seeds]:
         batch = pending.get()[:, : cfg.test_episodes - len(played)]
-        new = outcomes(batch, seed)
+        new = outcomes(batch, seed, collectors.spec.control_hz)
         for outcome, episode in list(zip(new, batch.episodes(), strict=True))[: max(0, cfg.videos - len(played))]:
             end = "success" if outcome.success else "failure"
             path = run.dir / "videos" / f"step_{step:06d}_seed_{outcome.seed}_{end}.mp4"
