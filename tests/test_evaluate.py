@@ -51,6 +51,7 @@ def sane(policy: Path) -> list[str]:
         f"policy={policy}",
         "++env.num_targets=2",
         "++env.num_envs=2",
+        "seed=10003",
         "episodes=4",
         "sanity=true",
         "sanity_episodes=3",
@@ -117,6 +118,12 @@ def test_a_finished_evaluation_is_checked_later(policy, tmp_path):
 def test_an_expert_is_neither_blinded_nor_told_anything(tmp_path):
     checks = run(tmp_path, "policy=expert", "episodes=2", "sanity=true")["sanity"]
     assert set(checks) == {"policy", "zero", "random"}
+
+
+def test_without_an_expert_there_is_no_row_of_one(tmp_path, caplog):
+    figures = run(tmp_path, "policy=zero", "episodes=2", "sanity=true", "~expert")
+    assert set(figures["sanity"]) == {"policy", "random"}
+    assert "no row of an expert: this environment has no scripted expert" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["zero", "random", "expert"])

@@ -80,8 +80,14 @@ def _held_out(seeds: range) -> bool:
 def _named(cfg: DictConfig, spec: EnvSpec) -> Actor:
     if cfg.policy.path in ignorant(spec):
         return ignorant(spec)[cfg.policy.path]
+    return _expert(cfg, spec)
+
+
+def _expert(cfg: DictConfig, spec: EnvSpec) -> Actor:
     if "expert" not in cfg:
         raise ValueError("this environment has no scripted expert (configs/expert): name a checkpoint as policy")
+    if spec.command.kind != "ee_delta":
+        raise ValueError(f"scripted experts decide ee_delta commands, and this environment takes {spec.command}")
     return instantiate(cfg.expert)
 
 
@@ -114,7 +120,7 @@ def _sanity(directory: Path, env: Env, actor: Actor, policy: Policy, done: list[
     """
     count = cfg.sanity_episodes or min(cfg.episodes, 20)
     seeds = range(cfg.seed, cfg.seed + count)
-    rows = {**ignorant(env.spec, getattr(policy, "horizon", 1)), **_expert_row(cfg)}
+    rows = {**ignorant(env.spec, getattr(policy, "horizon", 1)), **_expert_row(cfg, env.spec)}
     figures: Figures = {"policy": evaluation.success_rates(done[:count])}
     if policy is not None:
         figures["told"] = _told(directory / "sanity" / "told.json", done)
@@ -136,16 +142,15 @@ def _told(path: Path, done: list[Episode]) -> dict[str, str]:
     return told
 
 
-def _expert_row(cfg: DictConfig) -> dict[str, Actor]:
+def _expert_row(cfg: DictConfig, spec: EnvSpec) -> dict[str, Actor]:
     """Nothing where there is no expert, or none for this task."""
-    if "expert" not in cfg:
-        return {}
     try:
-        return {"expert": instantiate(cfg.expert)}
-    except InstantiationException as error:
-        if not isinstance(error.__cause__, ValueError):
+        return {"expert": _expert(cfg, spec)}
+    except (ValueError, InstantiationException) as error:
+        reason = error.__cause__ or error
+        if not isinstance(reason, ValueError):
             raise
-        log.warning(f"no row of an expert: {error.__cause__}")
+        log.warning(f"no row of an expert: {reason}")
         return {}
 
 
