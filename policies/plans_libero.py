@@ -1,7 +1,7 @@
 """The scripted plan for LIBERO: bring the object of the next unmet goal to its place.
 
-The simulator tells the boxes around the object and the place, so one plan serves all of them: a thing narrow enough is held
-across its narrower side, a bowl or a mug by its rim.
+The simulator tells the boxes around the object and the place, so one plan serves all of them: a thing narrow enough
+is held across its narrower side, a bowl or a mug by its rim.
 """
 
 from dataclasses import replace
@@ -78,8 +78,10 @@ def _by_rim(scene: Scene, thing: Float[Tensor, "batch 7"], sides: Sides) -> tupl
     return torch.cat([point, height[:, None], pointing_down(yaw)], -1), torch.full_like(radius, WALL)
 
 
-def _nearest(scene: Scene, closing: Float[Tensor, " batch"], period: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-    """The yaw of a tool that points down whose fingers close along `closing`, up to turns by `period`, nearest to now."""
+def _nearest(
+    scene: Scene, closing: Float[Tensor, " batch"], period: Float[Tensor, " batch"]
+) -> Float[Tensor, " batch"]:
+    """The yaw of a tool pointing down whose fingers close along `closing`, of those `period` apart the nearest."""
     now = geometry.rotate(scene.tcp[:, 3:], torch.tensor([0.0, 1, 0]).expand(len(closing), 3))
     present = torch.atan2(-now[:, 1], -now[:, 0]) - QUARTER  # pointing down with yaw 0 closes along -y
     wanted = closing - QUARTER

@@ -2,7 +2,19 @@
 
 import torch
 
-from policies.moves import Grip, Plan, Scene, Skill, across_faces, fetch, grasp_then, nothing, pointing_down, put, steady, yaw_of
+from policies.moves import (
+    Grip,
+    Plan,
+    Scene,
+    Skill,
+    across_faces,
+    grasp_then,
+    nothing,
+    pointing_down,
+    put,
+    steady,
+    yaw_of,
+)
 from vla import geometry
 
 CUBE_A, CUBE_B = 0.04, 0.05  # edges of the cubes in Stack, metres
@@ -28,7 +40,9 @@ def can(scene: Scene) -> Plan:
     place = scene.objects["goal"]
     spot = place[:, :3] + place.new_tensor([0, 0, 0.09])
     tool = scene.objects["Can"][:, :3] + place.new_tensor([0, 0, 0.01])
-    return put(scene, "Can", torch.cat([tool, pointing_down(torch.zeros(len(tool)))], -1), spot, aligned=0.04, clear=0.16)
+    return put(
+        scene, "Can", torch.cat([tool, pointing_down(torch.zeros(len(tool)))], -1), spot, aligned=0.04, clear=0.16
+    )
 
 
 def square(scene: Scene) -> Plan:
@@ -39,8 +53,7 @@ def square(scene: Scene) -> Plan:
     missing = missing - QUARTER * (missing / QUARTER).round()
     turn = geometry.from_rotation_vector(torch.stack([0 * missing, 0 * missing, missing], -1))
     spot = peg[:, :3] + peg.new_tensor([0, 0, -0.03])
-    plan = put(scene, "SquareNut_handle", grip, spot, aligned=0.004, clear=PEG_TOP + 0.06, of="SquareNut", turn=turn)
-    return plan
+    return put(scene, "SquareNut_handle", grip, spot, aligned=0.004, clear=PEG_TOP + 0.06, of="SquareNut", turn=turn)
 
 
 def _across_handle(scene: Scene, handle: torch.Tensor) -> torch.Tensor:

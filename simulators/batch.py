@@ -44,6 +44,9 @@ class SceneBatch:
         alive = torch.ones(1, dtype=torch.bool)
         return Step.cat([execute(scene, c, alive) for scene, c in zip(self._in_use(), chunk.split(1), strict=True)])
 
+    def fingerprint(self) -> dict[str, str]:
+        return getattr(self.scenes[0], "fingerprint", dict)()
+
     def close(self) -> None:
         for scene in self.scenes:
             scene.close()

@@ -63,7 +63,9 @@ def chosen(sensors: Mapping[str, Any], views: Mapping[str, View] | None) -> dict
     """How each camera sees, of the task's or of those asked for; ValueError for one that cannot be as it should."""
     for name, view in (views or {}).items():
         if view.source is not None:
-            raise ValueError(f"camera {name}: ManiSkill's cameras keep their names, source={view.source} is not possible")
+            raise ValueError(
+                f"camera {name}: ManiSkill's cameras keep their names, source={view.source} is not possible"
+            )
         if name not in sensors:
             raise ValueError(f"no camera {name}; this task and robot have {', '.join(sensors)}")
         if view.eye is not None and sensors[name].camera.mount is not None:

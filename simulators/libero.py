@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from simulators.batch import SceneBatch, SubprocessEnv
+from simulators.batch import SceneBatch
 from simulators.drawing import Views
 from simulators.libero_files import SUITES, Task, assets_hash, initial_states, libero_assets, prepare, tasks_of
 from simulators.libero_goals import first_unmet_goal
 from simulators.mujoco import MujocoScene, Start, shut
 from simulators.robosuite import controller_config, drawing_from, restore_flat, versions
+from simulators.subprocess import SubprocessEnv
 from vla.rollout import TEST_SEEDS
 from vla.types import ChunkEnv, CommandKind
 
@@ -39,11 +40,11 @@ def libero(
     """`num_envs` copies of a LIBERO suite, in this process or in `workers` others.
 
     Episode e is of task e modulo the number of tasks; `task` (a number or name) leaves only that one. Seeds of
-    `TEST_SEEDS` start from the 50 official initial states of each task in turn, which nobody should train on; all others
-    from placements of their own, drawn as the task's definition says. `language="bddl"` tells the sentence of the task's
-    definition, `"name"` the one in its name, which public checkpoints were trained on. `settle` steps of rest come
-    first. `options` are those of `MujocoScene`. Raises ValueError for a suite or task there is not, and where assets
-    are missing.
+    `TEST_SEEDS` start from the 50 official initial states of each task in turn, which nobody should train on; all
+    others from placements of their own, drawn as the task's definition says. `language="bddl"` tells the sentence of
+    the task's definition, `"name"` the one in its name, which public checkpoints were trained on. `settle` steps of
+    rest come first. `options` are those of `MujocoScene`. Raises ValueError for a suite or task there is not, and
+    where assets are missing.
     """
     if num_envs < 1 or workers < 0:
         raise ValueError(f"num_envs must be at least 1 and workers at least 0, got {num_envs} and {workers}")
@@ -60,9 +61,9 @@ def libero(
 
 
 class LiberoStage:
-    """Some tasks of a suite. Simulators take seconds to build, so a process keeps those that are idle for all its scenes.
+    """Some tasks of a suite. Simulators take seconds to build: a process keeps those that are idle for all its scenes.
 
-    A state's placement of what does not move (cabinets) comes from its own seed too: the stored states lack it.
+    Where a cabinet stands is drawn too, and the stored states lack it: it comes from the number of the state.
     """
 
     control_hz = 20.0

@@ -58,7 +58,7 @@ def initial_states(task: Task) -> np.ndarray:
     """The benchmark's stored initial states, `[50, numbers]`: flattened MuJoCo states."""
     import numpy._core.multiarray as multiarray
 
-    kinds = [(multiarray._reconstruct, "numpy.core.multiarray._reconstruct"), np.ndarray, np.dtype]
+    kinds: list[Any] = [(multiarray._reconstruct, "numpy.core.multiarray._reconstruct"), np.ndarray, np.dtype]
     with torch.serialization.safe_globals([*kinds, type(np.dtype("float64"))]):
         return np.asarray(torch.load(task.states, weights_only=True))
 
@@ -70,7 +70,12 @@ def libero_assets(named: str | Path | None = None) -> Path:
         return _complete(Path(named).expanduser(), "env.assets")
     if os.environ.get(ASSETS):
         return _complete(Path(os.environ[ASSETS]).expanduser(), ASSETS)
-    places = [*_configured(), _package() / "assets", Path.home() / ".cache/libero/assets", CHECKOUT / "data/libero_assets"]
+    places = [
+        *_configured(),
+        _package() / "assets",
+        Path.home() / ".cache/libero/assets",
+        CHECKOUT / "data/libero_assets",
+    ]
     for place in places:
         if all((place / part).is_dir() for part in PARTS):
             return place

@@ -1,7 +1,7 @@
 """What a scripted expert may know of a LIBERO task: the thing to move next, and where to.
 
-The goal is a list of predicates. The first `On` or `In` that does not hold yet names an object and a place; both are told
-as the pose and half size (metres) of the box around them, so that one expert serves all objects.
+The goal is a list of predicates. The first `On` or `In` that does not hold yet names an object and a place; both are
+told as the pose and half size (metres) of the box around them, so that one expert serves all objects.
 """
 
 from typing import Any

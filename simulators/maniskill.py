@@ -5,8 +5,10 @@ the measured pose: we keep the commanded pose ourselves, solve for joint angles 
 """
 
 import functools
+import hashlib
 import logging
 from collections.abc import Mapping
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from simulators.drawing import Views, chosen, place, sensor_configs, views_of
 from simulators.meshes import simplify_visuals
 from simulators.rendering import require_vulkan
 from simulators.subprocess import SubprocessEnv
+from simulators.tally import Tally
 from vla import geometry
 from vla.types import Camera, ChunkEnv, Command, CommandKind, EnvSpec, Observation, Step
 
@@ -93,7 +96,8 @@ class ManiSkillEnv:
 
     Proprio: measured position (m), first two columns of the rotation matrix, gripper opening, then how far the
     commanded pose is ahead of the measured one (m, rotation vector); a goal that cameras are not shown is told as
-    `goal_offset`, from the tool. All poses are in the robot's base frame. Success is the task's own and ends it.
+    `goal_offset`, from the tool. All poses are in the robot's base frame. Success is the task's own; with
+    `ends_on_success` it ends the episode, as the task's own failure always does.
     """
 
     def __init__(
@@ -111,7 +115,9 @@ class ManiSkillEnv:
         max_steps: int | None = None,
         max_translation: float = 0.05,
         max_rotation: float = 0.2,
+        ends_on_success: bool = True,
     ):
+        self.task, self.drawing, self.ends_on_success = task, drawing, ends_on_success
         self.lighter = drawing == "light" and images and backend == "cpu"
         self.instruction = INSTRUCTIONS.get(task, task.removesuffix("-v1"))
         views = views_of(cameras)
@@ -164,34 +170,27 @@ class ManiSkillEnv:
 
     def play(self, chunk: Float[Tensor, "env horizon action"]) -> Step:
         """Play a chunk and render once at its end; an episode that is over stays as it ended."""
-        n = self.spec.num_envs
-        executed = torch.zeros_like(chunk)
-        reward, num_steps = torch.zeros(n), torch.zeros(n, dtype=torch.long)
-        success, terminated, truncated = (torch.zeros(n, dtype=torch.bool) for _ in range(3))
+        tally = Tally(chunk)
         for t, command in enumerate(chunk.unbind(1)):
             alive = ~self.over
             if not alive.any():
                 break
-            applied, paid, succeeded, ended = self._advance(command)
-            executed[:, t] = applied * alive[:, None]
-            reward += paid * alive
-            num_steps += alive
             self.steps += 1
-            success |= succeeded & alive
-            terminated |= ended & alive
-            truncated |= alive & ~ended & (self.steps >= self.spec.max_steps)
-            self.over = self.over | terminated | truncated
+            tally.add(alive, *self._advance(command), out_of_time=self.steps >= self.spec.max_steps)
+            self.over = self.over | tally.over
             self._remember(alive, last=t + 1 == chunk.shape[1])
-        return Step(
-            obs=self.last.clone(),
-            reward=reward,
-            success=success,
-            terminated=terminated,
-            truncated=truncated,
-            executed=executed,
-            num_steps=num_steps,
-            batch_size=[n],
-        )
+        return tally.step(self.last.clone())
+
+    def fingerprint(self) -> dict[str, str]:
+        """What results depend on besides the options: versions, physics and its settings, who draws and how."""
+        versions = [f"{name} {metadata.version(name)}" for name in ("mani-skill", "sapien")]
+        backend, settings = self.sim.backend, repr(self.sim.sim_config)
+        return {
+            "task": self.task,
+            "simulator": ", ".join(versions),
+            "physics": f"{backend.sim_backend}, settings {hashlib.sha256(settings.encode()).hexdigest()[:12]}",
+            "drawing": f"{self.drawing}, by the {backend.render_backend}" if self.cameras else "none",
+        }
 
     def close(self) -> None:
         self.sim.close()
@@ -229,6 +228,7 @@ class ManiSkillEnv:
         native = [self.joints, *([gripper.to(self.device) * 2 - 1] if self.has_gripper else [])]
         _, reward, terminated, _, info = self.sim.step(torch.cat(native, -1))
         success = info.get("success", torch.zeros_like(terminated))
+        terminated = terminated if self.ends_on_success else info.get("fail", torch.zeros_like(terminated))
         return applied, reward.float().cpu(), success.bool().cpu(), terminated.bool().cpu()
 
     def _aim(self, command: Float[Tensor, "env 7"], gripper: Float[Tensor, "env 1"]) -> Float[Tensor, "env 7"]:

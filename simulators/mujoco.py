@@ -13,10 +13,12 @@ from torch import Tensor
 from simulators.drawing import View, Views, views_of
 from simulators.mujoco_arm import Arm
 from simulators.mujoco_cameras import Cameras
+from simulators.tally import Tally
 from vla import geometry
 from vla.types import Command, CommandKind, EnvSpec, Observation, Step
 
 Poses = Callable[[Arm], dict[str, Tensor]]
+ALIVE = torch.ones(1, dtype=torch.bool)
 FITTED = "armature"  # the attribute of a simulator that holds our arm and cameras, since a stage may have several
 
 
@@ -103,7 +105,7 @@ class MujocoScene:
         return self._begin()
 
     def translate(self, action: Float[Tensor, "1 action"]) -> Float[Tensor, "1 7"]:
-        """The simulator's own action (OSC_POSE: [-1, 1], relative to the measured pose) at this moment as `ee_delta`."""
+        """The simulator's own action (OSC_POSE: [-1, 1], from the measured pose) at this moment as `ee_delta`."""
         return self.arm.translate(action[0].double().numpy())
 
     def get_state(self) -> dict[str, Any]:
@@ -135,28 +137,19 @@ class MujocoScene:
 
     def play(self, chunk: Float[Tensor, "env horizon action"]) -> Step:
         """Play a chunk and draw once at its end; an episode that is over stays as it ended."""
-        executed = torch.zeros_like(chunk)
-        reward, done, success, ended = 0.0, 0, False, False
-        while done < chunk.shape[1] and not self.over:
-            executed[:, done] = self._apply(chunk[:, done])
-            paid, succeeded, ended = self._judge()
-            reward, success, done = reward + paid, success or succeeded, done + 1
+        tally = Tally(chunk)
+        while not self.over and tally.num_steps < chunk.shape[1]:
+            executed = self._apply(chunk[:, int(tally.num_steps)])
+            reward, success, ended = self._judge()
             self.steps += 1
-            self.succeeded = succeeded
-            ended = ended or (succeeded and self.ends_on_success)
-            self.over = ended or self.steps >= self.spec.max_steps
-        if done:
+            out_of_time = self.steps >= self.spec.max_steps
+            ended = ended or (success and self.ends_on_success)
+            self.over = ended or out_of_time
+            facts = torch.tensor([success]), torch.tensor([ended])
+            tally.add(ALIVE, executed, torch.tensor([reward]), *facts, out_of_time=out_of_time)
+        if tally.num_steps:
             self.last = self._observe()
-        return Step(
-            obs=self.last.clone(),
-            reward=torch.tensor([reward]),
-            success=torch.tensor([success]),
-            terminated=torch.tensor([ended]),
-            truncated=torch.tensor([bool(done) and self.over and not ended]),
-            executed=executed,
-            num_steps=torch.tensor([done]),
-            batch_size=[1],
-        )
+        return tally.step(self.last.clone())
 
     def fingerprint(self) -> dict[str, str]:
         """What results depend on besides the configuration: the simulator's version, its assets, how it draws."""
@@ -175,7 +168,7 @@ class MujocoScene:
         self.arm.begin()
 
     def _begin(self) -> Observation:
-        self.over, self.succeeded, self.steps = False, False, 0
+        self.over, self.steps = False, 0
         self.joints = self.arm.joints()
         self.last = self._observe()
         return self.last.clone()
@@ -236,4 +229,6 @@ class MujocoScene:
     def _meaning(self, max_translation: float, max_rotation: float) -> Command:
         if self.kind == "ee_delta":
             return Command(self.kind, 7, max_translation, max_rotation)
-        return Command(self.kind, self.arm.num_joints + 1, max_rotation=max_rotation if self.kind == "joint_delta" else None)
+        return Command(
+            self.kind, self.arm.num_joints + 1, max_rotation=max_rotation if self.kind == "joint_delta" else None
+        )

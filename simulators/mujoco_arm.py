@@ -60,7 +60,7 @@ class Arm:
         return self.robot.controller if hasattr(self.robot, "controller") else self.robot.part_controllers["right"]
 
     def begin(self) -> None:
-        """The commanded pose is where the arm is, as after a reset, and the gripper's command where robosuite has it."""
+        """As after a reset: the commanded pose is where the arm is, the gripper's command where robosuite has it."""
         fingers = self.robot.gripper.current_action if self.has_gripper else np.zeros(1)
         self.closing = self.sense * float(np.ravel(fingers)[0])  # the gripper's command: -1 open, 1 closed
         self.hold()
@@ -165,9 +165,7 @@ class Arm:
         world = torch.cat(
             [
                 self.base[:, :3] + geometry.rotate(self.base[:, 3:], pose[:, :3]),
-                geometry.multiply(
-                    geometry.multiply(self.base[:, 3:], pose[:, 3:]), geometry.conjugate(TO_TOOL[None])
-                ),
+                geometry.multiply(geometry.multiply(self.base[:, 3:], pose[:, 3:]), geometry.conjugate(TO_TOOL[None])),
             ],
             -1,
         )[0].double()

@@ -113,7 +113,12 @@ OPEN: weakref.WeakSet[Cameras] = weakref.WeakSet()
 @functools.cache
 def _close_before_mujoco_does() -> None:
     """A renderer that outlives MuJoCo's display complains, and what was registered last runs first."""
-    atexit.register(lambda: [cameras.close() for cameras in list(OPEN)])
+    atexit.register(_close_all)
+
+
+def _close_all() -> None:
+    for cameras in list(OPEN):
+        cameras.close()
 
 
 def _looking(eye: Float[Tensor, "1 3"], target: Float[Tensor, "1 3"]) -> Float[Tensor, "1 4"]:

@@ -15,7 +15,7 @@ class PointEnv:
 
     Commands move the point by at most 0.2 m per axis; a reach within 0.1 m is a success. The picture shows the square
     from -1 to 1 m. With `targets_seen` the positions of both targets are in proprio too, so that state policies can
-    solve it.
+    solve it. Unless `ends_on_success` an episode lasts `max_steps`, and the point may leave the target again.
     """
 
     def __init__(
@@ -25,11 +25,13 @@ class PointEnv:
         image_size: int = 16,
         num_targets: int = 1,
         targets_seen: bool = True,
+        ends_on_success: bool = True,
     ):
         if not 1 <= num_targets <= len(COLOURS):
             raise ValueError(f"num_targets must be from 1 to {len(COLOURS)}, got {num_targets}")
         self.num_targets = num_targets
         self.targets_seen = targets_seen
+        self.ends_on_success = ends_on_success
         self.spec = EnvSpec(
             num_envs=num_envs,
             control_hz=10.0,
@@ -54,12 +56,13 @@ class PointEnv:
         goal = self.targets[torch.arange(self.spec.num_envs), self.wanted]
         distance = (self.position - goal).norm(dim=-1)
         success = distance < 0.1
+        over = success & self.ends_on_success
         return Step(
             obs=self._observe(),
             reward=-distance,
             success=success,
-            terminated=success,
-            truncated=~success & (self.steps >= self.spec.max_steps),
+            terminated=over,
+            truncated=~over & (self.steps >= self.spec.max_steps),
             executed=executed,
             batch_size=[self.spec.num_envs],
         )

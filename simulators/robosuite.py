@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from simulators.batch import SceneBatch, SubprocessEnv
+from simulators.batch import SceneBatch
 from simulators.drawing import Views
-from simulators.mujoco import MujocoScene, Start, shut
+from simulators.mujoco import MujocoScene, Start, shut  # before robosuite: it chooses how MuJoCo draws
 from simulators.mujoco_arm import CONTROLLERS, Arm
+from simulators.subprocess import SubprocessEnv
 from vla.types import ChunkEnv, CommandKind
 
 INSTRUCTIONS = {
@@ -141,7 +142,6 @@ def _scene(stage: Any, **options: Any) -> MujocoScene:
 
 def _make(task: str, robot: str, command: CommandKind, dense: bool) -> Any:
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)  # it warns of a file that only its authors have
-    import simulators.mujoco_cameras  # noqa: F401 -- first, since it chooses how MuJoCo draws
     import robosuite as suite
     from robosuite.robots import ROBOT_CLASS_MAPPING
 

@@ -45,7 +45,8 @@ class SubprocessEnv:
         self.sizes = _spread(num_envs, workers)
         self.workers = [_Worker(i, make, size) for i, size in enumerate(self.sizes)]
         try:
-            self.spec = replace(self._insist([("spec",)] * workers)[0], num_envs=num_envs)
+            spec, self._fingerprint = self._insist([("spec",)] * workers)[0]
+            self.spec = replace(spec, num_envs=num_envs)
             for worker in self.workers:
                 worker.share_pictures({camera.name: (camera.height, camera.width) for camera in self.spec.cameras})
         except BaseException:
@@ -80,6 +81,9 @@ class SubprocessEnv:
 
     def play(self, chunk: Float[Tensor, "env horizon action"]) -> Step:
         return self._advance("play", chunk)
+
+    def fingerprint(self) -> dict[str, str]:
+        return self._fingerprint
 
     def close(self) -> None:
         for worker in self.workers:
@@ -263,7 +267,7 @@ def _serve(pipe: Connection, make: MakeScene, num_envs: int) -> None:
                     shared = pictures
                     continue
                 case ("spec",):
-                    answer = batch.spec
+                    answer = batch.spec, batch.fingerprint()
                 case ("reset", seed, count):
                     part = batch.first(count)
                     answer = _put_pictures(part.reset(seed), shared)

@@ -144,6 +144,22 @@ def test_an_expert_that_never_succeeds_is_given_up(tmp_path):
         demonstrate(configured(tmp_path, "++env.max_steps=1", "give_up=8", "seed=1000"))
 
 
+@pytest.mark.parametrize(("seed", "episodes"), [(10_000, 1), (19_999, 1), (9_999, 1), (9_990, 9)])
+def test_episodes_to_test_on_are_never_recorded(seed, episodes, tmp_path):
+    with pytest.raises(ValueError, match="reach into 10000 to 19999, which are kept for tests"):
+        demonstrate(configured(tmp_path, f"seed={seed}", f"episodes={episodes}"))
+
+
+def test_a_recording_that_runs_into_episodes_to_test_on_stops_and_goes_on_behind_them(tmp_path):
+    with pytest.raises(ValueError, match="demonstrate from another seed, for example 20000"):
+        demonstrate(configured(tmp_path, "seed=9992", "episodes=8"))  # eight would do if none failed
+    demonstrate(configured(tmp_path, "seed=20000", "episodes=8"))
+    recorded = seeds(tmp_path)
+    assert len(recorded) == 8
+    assert 0 < sum(9992 <= seed < 10_000 for seed in recorded) < 8
+    assert not any(10_000 <= seed < 20_000 for seed in recorded)
+
+
 def test_what_cannot_be_meant_is_refused(tmp_path):
     with pytest.raises(ValueError, match="keep=success or keep=all"):
         demonstrate(configured(tmp_path, "keep=some"))

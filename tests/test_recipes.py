@@ -232,9 +232,9 @@ def interrupted_after(calls: int, function):
 
 
 def noting(seeds: list[int], function):
-    def wrapped(batch, first):
+    def wrapped(batch, first, *more):
         seeds.append(first)
-        return function(batch, first)
+        return function(batch, first, *more)
 
     return wrapped
 
@@ -289,6 +289,12 @@ def test_sft_refuses(trained, data, tmp_path, capsys):
     assert "data=... is required" in refused(capsys, sft.main, *base)
     assert "holds no LeRobotDataset" in refused(capsys, sft.main, *base, f"data={tmp_path}")
     assert "lacks ['wish']" in refused(capsys, sft.main, *base, f"data={data}", "label=wish")
+    env = PointEnv(num_envs=2)
+    with EpisodeWriter(tmp_path / "tests", env.spec, images="image") as writer:
+        for seed, episode in zip((9_999, 10_000), rollout(env, Homing(horizon=1), seed=9_999).episodes(), strict=True):
+            writer.write(episode, seed=seed)
+    said = refused(capsys, sft.main, *base, f"data={tmp_path / 'tests'}")
+    assert re.search(r"holds 1 episodes to test on \(seeds 10000 to 10000\)", said)
     spec = PointEnv(targets_seen=False).spec
     policy = sft.initial_policy(OmegaConf.create(json.loads(policy_json(trained))["policy"]), None, spec)[0]
     save_policy(tmp_path / "other", policy, json.loads(policy_json(trained))["policy"])

@@ -66,6 +66,31 @@ def test_stages_on_the_same_episodes_are_compared_in_pairs(page):
     assert "p = 0.07" in page  # 2 * (1 + 8) / 2**8
 
 
+def test_the_page_says_what_reading_after_every_pair_would_have_told(stages, tmp_path, page):
+    assert "whether they differ is not clear yet; the largest e is 3.35" in page  # 7 wins, 1 loss
+    write_episodes(stages[0].directory, episodes("0" * 10))
+    assert "they differ, as was clear after 8 pairs" in write_report(stages, tmp_path / "r.html").read_text()
+
+
+def test_evaluations_in_other_environments_are_not_compared(stages, tmp_path):
+    (stages[0].directory / "config.yaml").write_text("env:\n  num_envs: 3\n  size: 1\n")
+    (stages[2].directory / "config.yaml").write_text("env:\n  num_envs: 4\n  size: 1\n")
+    assert "McNemar" in write_report(stages, tmp_path / "r.html").read_text()
+    (stages[2].directory / "config.yaml").write_text("env:\n  num_envs: 4\n  size: 2\n")
+    assert "McNemar" not in write_report(stages, tmp_path / "r.html").read_text()
+
+
+def test_sanity_checks_and_success_at_the_end_are_shown_below_the_stage(stages, tmp_path):
+    summary = json.loads((stages[2].directory / "summary.json").read_text())
+    checks = {"policy": rate(4, 5), "zero": rate(1, 5), "told": {"a": "b"}}
+    changed = {**summary, "at_end": rate(6, 10), "sanity": checks}
+    (stages[2].directory / "summary.json").write_text(json.dumps(changed))
+    page = write_report(stages, tmp_path / "r.html").read_text()
+    assert page.index("at the end of the episode</td><td>6 of 10") > page.index("after</td><td>8 of 10")
+    assert "sanity check: no motion</td><td>1 of 5" in page
+    assert "sanity check: the policy on the same episodes</td><td>4 of 5" in page
+
+
 def test_discordant_counts_only_shared_episodes_by_seed():
     assert discordant(episodes("1100"), episodes("1010")) == (1, 1, 1, 1)
     assert discordant(episodes("11", first_seed=0), episodes("01", first_seed=1)) == (0, 1, 0, 0)

@@ -3,11 +3,16 @@
 import csv
 import functools
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
+from statistics import mean, median
+from typing import Any
 
 import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from tqdm import tqdm
 
 from vla.rollout import complete, rollout
 from vla.statistics import Rate, rate
@@ -18,7 +23,12 @@ EPISODES = "episodes.csv"
 
 @dataclass(frozen=True)
 class Episode:
-    """What is kept of an episode played for evaluation; `steps` are commands executed."""
+    """What is kept of an episode played for evaluation; `steps` are commands executed, `success` is at any time.
+
+    `time_to_success` is in seconds of the environment's time, up to and including the command that first succeeded;
+    None without a success. Where an environment plays on after it and does not tell at which command of a chunk it
+    was, the time is to the end of that chunk, and not exact.
+    """
 
     seed: int
     instruction: str
@@ -26,6 +36,17 @@ class Episode:
     decisions: int
     steps: int
     total_reward: float
+    success_at_end: bool | None = None  # None: the same as `success`, in files older than this column
+    time_to_success: float | None = None
+    time_is_exact: bool = True
+    task: str = ""  # its name, where the environment has one
+
+    @property
+    def solved_at_end(self) -> bool:
+        return self.success if self.success_at_end is None else self.success_at_end
+
+
+Watcher = Callable[[Rollout, list[Episode], list[Episode]], None]  # a batch, what was played before, and in it
 
 
 def play(
@@ -58,14 +79,64 @@ class OnDevice:
         return self.actor.act(obs.to(self.device)).cpu()
 
 
-def outcomes(batch: Rollout, first_seed: int) -> list[Episode]:
+def record(
+    directory: Path,
+    env: Env,
+    actor: Actor,
+    seeds: range,
+    *,
+    task: str = "",
+    name: str,
+    watch: Watcher | None = None,
+    lost: Counter[int] | None = None,
+) -> list[Episode]:
+    """Play the episodes `seeds`, except those that `episodes.csv` in `directory` has, and add them to it.
+
+    `task` and `name` are for the reader: what is played, and what the progress bar says. `lost` counts, by seed, how
+    often an episode's simulator failed and it was played again.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    done = read_episodes(directory)[: len(seeds)]
+    left = seeds[len(done) :]
+    with tqdm(total=len(seeds), initial=len(done), desc=name, unit="episode") as bar:
+        for first, batch in play(env, actor, seed=left.start, episodes=len(left), lost=lost):
+            new = outcomes(batch, first, env.spec.control_hz, task)
+            if watch is not None:
+                watch(batch, done, new)
+            done += new
+            write_episodes(directory, done)
+            bar.update(len(new))
+            bar.set_postfix(success=f"{sum(x.success for x in done)}/{len(done)}")
+    return done
+
+
+def outcomes(batch: Rollout, first_seed: int, control_hz: float, task: str = "") -> list[Episode]:
     """One line per column; column i is the episode `first_seed + i`. Those that were lost have none."""
     kept = [i for i in range(batch.shape[1]) if i not in batch.lost()]
     batch = batch[:, kept]
-    steps = batch.valid if batch.num_steps is None else batch.num_steps
-    figures = (batch.success.any(0), batch.valid.sum(0), steps.sum(0), batch.reward.sum(0))
-    columns = zip(batch.obs[0].instruction, *(x.tolist() for x in figures), strict=True)
+    steps = batch.valid.long() if batch.num_steps is None else batch.num_steps
+    success = batch.success.any(0)
+    at_end = batch.success if batch.success_at_end is None else batch.success_at_end
+    last = at_end.gather(0, batch.valid.sum(0, keepdim=True) - 1)[0]
+    until, known = _steps_to_success(batch, steps)
+    exact = known | ~success
+    times = [n / control_hz if solved else None for n, solved in zip(until.tolist(), success.tolist(), strict=True)]
+    figures = (success, batch.valid.sum(0), steps.sum(0), batch.reward.sum(0), last)
+    lists = [batch.obs[0].instruction, *(x.tolist() for x in figures), times, exact.tolist(), [task] * len(times)]
+    columns = zip(*lists, strict=True)
     return [Episode(first_seed + i, *column) for i, column in zip(kept, columns, strict=True)]
+
+
+def _steps_to_success(
+    batch: Rollout, steps: Int[Tensor, "time env"]
+) -> tuple[Int[Tensor, " env"], Bool[Tensor, " env"]]:
+    """The commands up to the first success of each column, and whether that is known or is the end of its chunk."""
+    row = batch.success.long().argmax(0, keepdim=True)
+    before = (steps.cumsum(0) - steps).gather(0, row)[0]
+    played = steps.gather(0, row)[0]
+    if batch.steps_to_success is not None:
+        return before + batch.steps_to_success.gather(0, row)[0], torch.ones_like(played, dtype=torch.bool)
+    return before + played, batch.terminated.gather(0, row)[0] | (played == 1)  # what ended there played no further
 
 
 def summarise(episodes: Sequence[Episode], prefix: str) -> Metrics:
@@ -80,14 +151,31 @@ def summarise(episodes: Sequence[Episode], prefix: str) -> Metrics:
     }
 
 
+def success_rates(episodes: Sequence[Episode]) -> dict[str, Any]:
+    """The rate of success at any time and, as `at_end`, after the last command."""
+    return {**success_rate(episodes), "at_end": rate(sum(x.solved_at_end for x in episodes), len(episodes))}
+
+
 def success_rate(episodes: Sequence[Episode]) -> Rate:
     return rate(sum(x.success for x in episodes), len(episodes))
 
 
-def per_task(episodes: Sequence[Episode]) -> dict[str, Rate]:
-    """The success rate for each instruction."""
-    tasks = sorted({x.instruction for x in episodes})
-    return {task: success_rate([x for x in episodes if x.instruction == task]) for task in tasks}
+def per_task(episodes: Sequence[Episode]) -> dict[str, dict[str, Any]]:
+    """The success rates for each instruction, with the task's name before it where there is one."""
+    names = [f"{x.task}: {x.instruction}" if x.task else x.instruction for x in episodes]
+    pairs = list(zip(names, episodes, strict=True))
+    return {task: success_rates([x for name, x in pairs if name == task]) for task in sorted(set(names))}
+
+
+def times_to_success(episodes: Sequence[Episode]) -> dict[str, Any]:
+    """Mean and median in seconds over the episodes that succeeded, and whether each time is exact."""
+    timed = [x for x in episodes if x.time_to_success is not None]
+    times = [x.time_to_success for x in timed if x.time_to_success is not None]
+    return {
+        "mean_time_to_success": mean(times) if times else None,
+        "median_time_to_success": median(times) if times else None,
+        "time_is_exact": all(x.time_is_exact for x in timed),
+    }
 
 
 def write_episodes(directory: Path, episodes: Sequence[Episode]) -> None:
@@ -101,12 +189,33 @@ def write_episodes(directory: Path, episodes: Sequence[Episode]) -> None:
 
 
 def read_episodes(directory: Path) -> list[Episode]:
-    """What `write_episodes` wrote; nothing if there is none."""
+    """What `write_episodes` wrote, now or before it had all columns; nothing if there is none.
+
+    ValueError for a file that is something else.
+    """
     if not (directory / EPISODES).exists():
         return []
     with open(directory / EPISODES, newline="") as file:
-        return [_episode(**row) for row in csv.DictReader(file)]
+        table = csv.DictReader(file)
+        needed = {x.name for x in fields(Episode) if x.default is MISSING}
+        if missing := needed - set(table.fieldnames or ()):
+            raise ValueError(f"{directory / EPISODES} is not of an evaluation: it lacks {sorted(missing)}")
+        return [Episode(**{name: READ[name](text) for name, text in row.items() if name in READ}) for row in table]
 
 
-def _episode(seed: str, instruction: str, success: str, decisions: str, steps: str, total_reward: str) -> Episode:
-    return Episode(int(seed), instruction, success == "True", int(decisions), int(steps), float(total_reward))
+def _truth(text: str) -> bool:
+    return text == "True"
+
+
+READ: dict[str, Callable[[str], Any]] = {
+    "seed": int,
+    "instruction": str,
+    "success": _truth,
+    "decisions": int,
+    "steps": int,
+    "total_reward": float,
+    "success_at_end": lambda text: _truth(text) if text else None,
+    "time_to_success": lambda text: float(text) if text else None,
+    "time_is_exact": _truth,
+    "task": str,
+}

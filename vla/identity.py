@@ -1,11 +1,15 @@
 """What a result depends on besides its configuration: the command, the commit, the software and the machine."""
 
+import hashlib
+import json
 import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 LIBRARIES = ("torch", "tensordict", "ray", "numpy", "lerobot", "transformers", "mani-skill", "sapien", "hf-libero")
@@ -15,6 +19,16 @@ def identity() -> dict[str, str]:
     """Plain texts for the reader of a run; a library that is not installed is left out."""
     libraries = {name: metadata.version(name) for name in LIBRARIES if _is_installed(name)}
     return {"command": command(), "commit": commit(), "python": platform.python_version(), **libraries, **_machine()}
+
+
+def fingerprint(environment: Mapping[str, Any], simulator: Mapping[str, str]) -> dict[str, Any]:
+    """What figures depend on besides the policy: `identity` but for the command, the environment's configuration and
+    what the simulator says of itself, with a short hash of it all.
+    """
+    parts = {name: text for name, text in identity().items() if name != "command"}
+    whole = {**parts, "environment": dict(environment), "simulator": dict(simulator)}
+    digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+    return {"hash": digest[:12], **whole}
 
 
 def command() -> str:

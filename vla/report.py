@@ -13,14 +13,23 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from vla.evaluation import Episode, read_episodes
+from vla.comparison import compare, differing, discordant, environment_of
+from vla.evaluation import read_episodes
 from vla.figures import as_data, filmstrip, metric_curves, success_curves
 from vla.run import read_metrics, write_atomically
-from vla.statistics import Rate, mcnemar
+from vla.statistics import Rate
 
 PAGE = Path(__file__).with_name("report.html")
 MAX_FILM_BYTES = 300_000
 FILMS_PER_END = 3
+CHECKS = {
+    "policy": "the policy on the same episodes",
+    "zero": "no motion",
+    "random": "random commands",
+    "blind": "the policy with black pictures",
+    "wrong_instruction": "the policy told something else",
+    "expert": "scripted expert",
+}
 
 
 @dataclass(frozen=True)
@@ -63,24 +72,26 @@ def write_report(stages: Sequence[Stage], out: Path | str, title: str = "Report"
     return Path(out)
 
 
-def discordant(first: Sequence[Episode], second: Sequence[Episode]) -> tuple[int, int, int, int]:
-    """Of the episodes both played: solved by both, only by the first, only by the second, by neither."""
-    other = {x.seed: x.success for x in second}
-    both = [(x.success, other[x.seed]) for x in first if x.seed in other]
-    return both.count((True, True)), both.count((True, False)), both.count((False, True)), both.count((False, False))
-
-
 def _success(stages: Sequence[Stage]) -> str:
     rows = []
     for stage in stages:
         if stage.rate:
             rows.append(_rate_row(stage.name, stage.rate, "stage"))
-            tasks = stage.summary.get("tasks", {})
-            rows += [_rate_row(task, x, "task") for task, x in tasks.items()] if len(tasks) > 1 else []
+            rows += [_rate_row(name, x, "task") for name, x in _parts(stage.summary).items()]
     if not rows:
         return ""
     head = "<tr><th>stage</th><th>successes</th><th>rate</th><th>95 % interval (Wilson)</th><th></th></tr>"
     return _section("Success", f"<table>{head}{''.join(rows)}</table>")
+
+
+def _parts(summary: dict[str, Any]) -> dict[str, Rate]:
+    """What is shown below a stage: its tasks, success at the end where it is another figure, and sanity checks."""
+    tasks, at_end = summary.get("tasks", {}), summary.get("at_end")
+    parts: dict[str, Rate] = tasks if len(tasks) > 1 else {}
+    if at_end and at_end["k"] != summary["k"]:
+        parts = {"at the end of the episode": at_end, **parts}
+    checks = {name: x for name, x in summary.get("sanity", {}).items() if _is_rate(x)}
+    return {**parts, **{f"sanity check: {CHECKS.get(name, name)}": x for name, x in checks.items()}}
 
 
 def _rate_row(name: str, x: Rate, kind: str) -> str:
@@ -94,24 +105,28 @@ def _rate_row(name: str, x: Rate, kind: str) -> str:
 
 
 def _pairs(stages: Sequence[Stage]) -> list[tuple[Stage, Stage]]:
-    """Neighbouring evaluations of the same episodes."""
+    """Neighbouring evaluations of the same episodes in the same environment."""
     evaluated = [stage for stage in stages if read_episodes(stage.directory)]
     pairs = itertools.pairwise(evaluated)
-    return [(a, b) for a, b in pairs if sum(discordant(read_episodes(a.directory), read_episodes(b.directory)))]
+    alike = [(a, b) for a, b in pairs if not differing(environment_of(a.directory), environment_of(b.directory))]
+    return [(a, b) for a, b in alike if sum(discordant(read_episodes(a.directory), read_episodes(b.directory)))]
 
 
 def _pair(first: Stage, second: Stage) -> str:
-    both, only_first, only_second, neither = discordant(read_episodes(first.directory), read_episodes(second.directory))
+    found = compare(read_episodes(first.directory), read_episodes(second.directory))
+    only_first, only_second = found["only_first"], found["only_second"]
     a, b = escape(first.name), escape(second.name)
     table = (
         f"<table class='four'><tr><th></th><th>{b} succeeds</th><th>{b} fails</th></tr>"
-        f"<tr><th>{a} succeeds</th><td>{both}</td><td>{only_first}</td></tr>"
-        f"<tr><th>{a} fails</th><td>{only_second}</td><td>{neither}</td></tr></table>"
+        f"<tr><th>{a} succeeds</th><td>{found['both']}</td><td>{only_first}</td></tr>"
+        f"<tr><th>{a} fails</th><td>{only_second}</td><td>{found['neither']}</td></tr></table>"
     )
-    p = mcnemar(only_first, only_second)
+    at = found["rejected_at"]
+    verdict = f"they differ, as was clear after {at} pairs" if at else "whether they differ is not clear yet"
     text = (
-        f"<p>Of the {both + only_first + only_second + neither} episodes that both played, {only_second} were solved "
-        f"only by <em>{b}</em> and {only_first} only by <em>{a}</em>: exact McNemar p = {p:.2g}.</p>"
+        f"<p>Of the {found['pairs']} episodes that both played, {only_second} were solved only by <em>{b}</em> and "
+        f"{only_first} only by <em>{a}</em>: exact McNemar p = {found['p']:.2g}.</p><p class='note'>Read after every "
+        f"pair (e-process, {found['alpha']:.0%}): {verdict}; the largest e is {found['max_e']:.3g}.</p>"
     )
     return _section(f"The same episodes: {a} and {b}", table + text)
 

@@ -7,9 +7,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vla.types import Action, Actor, ChunkEnv, Env, Observation, Rollout, Step
+from vla.types import Action, Actor, ChunkEnv, Env, Observation, Rollout, Seeded, Step
 
-TEST_SEEDS = range(10_000, 20_000)  # episodes to test on, in every environment: nothing may learn from them
+# Episodes to test on, in every environment: nothing is learned from them, and simulators with official test episodes
+# map those to these seeds.
+TEST_SEEDS = range(10_000, 20_000)
+
 TRIES = 3  # of one episode, before a simulator that fails in it is given up
 
 
@@ -22,6 +25,8 @@ def rollout(env: Env, actor: Actor, *, seed: int) -> Rollout:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if isinstance(actor, Seeded):
+            actor.begin(seed)
         obs = env.reset(seed)
         alive = torch.ones(env.spec.num_envs, dtype=torch.bool)
         failed = torch.zeros_like(alive)
@@ -77,6 +82,15 @@ def execute(env: Env, chunk: Float[Tensor, "env horizon action"], alive: Bool[Te
     return total.replace(num_steps=num_steps)
 
 
+def require_no_test_seed(seeds: range, remedy: str) -> None:
+    """ValueError if episodes that are to be learned from are among those to test on."""
+    if max(seeds.start, TEST_SEEDS.start) < min(seeds.stop, TEST_SEEDS.stop):
+        raise ValueError(
+            f"episodes {seeds.start} to {seeds.stop - 1} reach into {TEST_SEEDS.start} to {TEST_SEEDS.stop - 1}, which "
+            f"are kept for tests: {remedy}"
+        )
+
+
 class Greedy:
     """The most likely decision of a policy that has a `mode`, for evaluation; any other actor is left as it is."""
 
@@ -90,12 +104,21 @@ class Greedy:
 def _first(step: Step, chunk: Float[Tensor, "env horizon action"], alive: Bool[Tensor, " env"]) -> Step:
     executed = torch.zeros_like(chunk)
     executed[:, 0] = step.executed
-    return step.replace(executed=executed * alive[:, None, None], reward=step.reward * alive)
+    return step.replace(
+        executed=executed * alive[:, None, None],
+        reward=step.reward * alive,
+        success_at_end=step.success if step.success_at_end is None else step.success_at_end,
+        steps_to_success=(step.success & alive).long(),
+    )
 
 
 def _next(total: Step, step: Step, alive: Bool[Tensor, " env"], done: Int[Tensor, " env"]) -> Step:
     env = alive.nonzero().squeeze(-1)
     total.executed[env, done[env]] = step.executed[env]
+    at_end = step.success if step.success_at_end is None else step.success_at_end
+    first = step.success & alive & ~total.success
+    assert total.success_at_end is not None  # `_first` gave both
+    assert total.steps_to_success is not None
     return Step(
         obs=step.obs.where(alive, total.obs),
         reward=total.reward + step.reward * alive,
@@ -104,6 +127,8 @@ def _next(total: Step, step: Step, alive: Bool[Tensor, " env"], done: Int[Tensor
         truncated=total.truncated | step.truncated & alive,
         executed=total.executed,
         failed=None if step.failed is None or total.failed is None else total.failed | step.failed & alive,
+        success_at_end=at_end.where(alive, total.success_at_end),
+        steps_to_success=(done + 1).where(first, total.steps_to_success),
         batch_size=total.batch_size,
     )
 
@@ -120,6 +145,8 @@ def _row(
         terminated=step.terminated & valid,
         valid=valid,
         executed=step.executed * valid[:, None, None],
+        success_at_end=None if step.success_at_end is None else step.success_at_end & valid,
+        steps_to_success=None if step.steps_to_success is None else step.steps_to_success * valid,
         num_steps=step.num_steps * valid,
         failed=None if step.failed is None else failed,
         batch_size=obs.batch_size,

@@ -49,6 +49,37 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * tail / 2**discordant)
 
 
+class Sequential(TypedDict):
+    """What a test that was read after every pair has found."""
+
+    max_e: float  # the largest evidence so far that the two differ, at most 1e300
+    rejected_at: int | None  # after so many pairs it was clear that they do; None if it never was
+
+
+def sequential(outcomes: Sequence[int], alpha: float = 0.05) -> Sequential:
+    """Whether two policies differ, in a way that may be read after every pair, as often as one likes.
+
+    `outcomes` are those of the pairs in the order they were played: 1 if only the first policy succeeded, -1 if only
+    the second, 0 if they did alike, which says nothing. If the policies are alike, the evidence `exp(log_e)` ever
+    reaches 1 / alpha with a probability of at most alpha (Ville 1939), however many pairs there are.
+    """
+    _require_level(alpha)
+    wins = losses = 0
+    largest, rejected_at = 0.0, None
+    for pair, outcome in enumerate(outcomes, 1):
+        wins, losses = wins + (outcome > 0), losses + (outcome < 0)
+        largest = max(largest, log_e(wins, losses)) if outcome else largest
+        if rejected_at is None and largest >= -math.log(alpha):
+            rejected_at = pair
+    return {"max_e": math.exp(min(largest, 300 * math.log(10))), "rejected_at": rejected_at}
+
+
+def log_e(wins: int, losses: int) -> float:
+    """The logarithm of the evidence against a fair coin: the likelihood ratio to a coin drawn from Beta(1/2, 1/2)."""
+    beta = math.lgamma(wins + 0.5) + math.lgamma(losses + 0.5) - math.lgamma(wins + losses + 1)
+    return beta - math.log(math.pi) + (wins + losses) * math.log(2)  # B(1/2, 1/2) is pi
+
+
 def bootstrap(
     values: Sequence[float], level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:

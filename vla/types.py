@@ -47,7 +47,8 @@ class Step(TensorClass):
     """What one command, or one chunk, led to. `obs` is always the true next observation, never a reset one.
 
     `executed` is the command that was really applied (after clipping, say). For a chunk it has a horizon axis, whose
-    first `num_steps` entries were executed; the rest are zero, `reward` is their sum.
+    first `num_steps` entries were executed; the rest are zero, `reward` is their sum. `success` is whether the task was
+    solved at any command of the chunk, `success_at_end` whether it was after the last one executed.
 
     `failed` says that the simulator, not the policy, failed: the episode cannot go on, so it is `truncated` too, and
     `obs` is what was last seen of it.
@@ -59,6 +60,8 @@ class Step(TensorClass):
     terminated: Bool[Tensor, "*batch"]
     truncated: Bool[Tensor, "*batch"]
     executed: Float[Tensor, "... action"]  # [*batch, action] of a command, [*batch, horizon, action] of a chunk
+    success_at_end: Bool[Tensor, "*batch"] | None = None  # None: the same as `success`
+    steps_to_success: Int[Tensor, "*batch"] | None = None  # commands up to the first success, that one included; or 0
     num_steps: Int[Tensor, "*batch"] | None = None  # commands executed; None in the answer to a single command
     failed: Bool[Tensor, "*batch"] | None = None  # None: this environment never tells
 
@@ -79,6 +82,8 @@ class Rollout(TensorClass):
     terminated: Bool[Tensor, "*batch"]
     valid: Bool[Tensor, "*batch"]
     executed: Float[Tensor, "*batch horizon action"] | None = None  # what was applied of `action.commands`
+    success_at_end: Bool[Tensor, "*batch"] | None = None  # None: the same as `success`
+    steps_to_success: Int[Tensor, "*batch"] | None = None  # of this decision's commands; None: not told
     num_steps: Int[Tensor, "*batch"] | None = None  # commands executed in this decision
     failed: Bool[Tensor, "*batch"] | None = None  # the same in every row of a column
 
@@ -195,7 +200,9 @@ class Env(Protocol):
     """`num_envs` copies of one task stepping in lockstep; a real robot is one copy.
 
     `reset(seed)` starts environment i from episode `seed + i`, so the same episodes can be played with any number of
-    copies. There is no auto-reset: after an episode ends its column may do anything until `reset`.
+    copies. There is no auto-reset: after an episode ends its column may do anything until `reset`. With the option
+    `ends_on_success=False` a success does not end an episode. An environment may have `fingerprint()`, texts by name:
+    what its results depend on besides its options (versions, physics, drawing, files); `task` names what it plays.
     """
 
     spec: EnvSpec
@@ -224,6 +231,13 @@ class Actor(Protocol):
     """Anything that decides: a policy, a scripted expert, a replay, a human at a SpaceMouse."""
 
     def act(self, obs: Observation) -> Action: ...
+
+
+@runtime_checkable
+class Seeded(Actor, Protocol):
+    """An actor that draws for each episode by itself; before a rollout it is told the seed of its first episode."""
+
+    def begin(self, seed: int) -> None: ...
 
 
 @runtime_checkable

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import PIL.Image
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from vla.data.cache import cached
 from vla.data.features import PICTURES
+from vla.rollout import TEST_SEEDS
 from vla.types import Camera, Command, EnvSpec
 
 DESCRIPTION = Path("meta/armature.json")
@@ -103,6 +105,19 @@ def load_frames(directory: Path | str, *, label: str = "action", command: Comman
         instructions=tuple(tasks.sort_values("task_index").index),
         episode_start=torch.cat([torch.zeros(1, dtype=torch.long), episode_rows]),
     )
+
+
+def require_no_test_episodes(directory: Path | str) -> None:
+    """ValueError if the dataset holds episodes to test on; where it does not say their seeds there is nothing to do."""
+    directory = Path(directory)
+    if "seed" not in _read_info(directory)["features"]:
+        return
+    seeds = pc.unique(_read_table(directory / "data", "index", ["index", "seed"])["seed"]).to_pylist()
+    if known := sorted(set(seeds) & set(TEST_SEEDS)):
+        raise ValueError(
+            f"{directory} holds {len(known)} episodes to test on (seeds {known[0]} to {known[-1]}), which nothing may "
+            f"be learned from: record demonstrations with seeds outside {TEST_SEEDS[0]} to {TEST_SEEDS[-1]}"
+        )
 
 
 class _Pictures:

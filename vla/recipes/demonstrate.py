@@ -13,7 +13,7 @@ from tqdm import tqdm
 from vla.data.episodes import EpisodeWriter
 from vla.data.noise import Noisy
 from vla.program import Figures, program
-from vla.rollout import complete, rollout
+from vla.rollout import TEST_SEEDS, complete, require_no_test_seed, rollout
 from vla.statistics import rate
 from vla.types import Actor, Env, Rollout
 
@@ -22,7 +22,8 @@ def demonstrate(cfg: DictConfig) -> Figures:
     """Play the expert until `episodes` are in the dataset `out`; those that are there already count.
 
     The success rate is over all episodes that were played for this dataset, also those that were not kept. Those that
-    were lost with their simulator are no attempts: they are played again.
+    were lost with their simulator are no attempts: they are played again. Episodes to test on are never recorded:
+    ValueError if the seeds reach them.
     """
     if cfg.keep not in ("success", "all") or cfg.episodes < 1:
         raise ValueError(f"need keep=success or keep=all and episodes >= 1, got {cfg.keep} and {cfg.episodes}")
@@ -37,6 +38,9 @@ def demonstrate(cfg: DictConfig) -> Figures:
         EpisodeWriter(cfg.out, env.spec, env=config, sources=(source,), images=cfg.images) as writer,
         tqdm(total=cfg.episodes, initial=writer.num_episodes, desc="demonstrate", unit="episode") as bar,
     ):
+        if missing := max(0, cfg.episodes - writer.num_episodes):
+            batches = -(-missing // env.spec.num_envs)
+            _require_training_seeds(_next_seed(writer, cfg), batches * env.spec.num_envs)
         while writer.num_episodes < cfg.episodes:
             _play(env, expert, writer, cfg, lost)
             bar.update(writer.num_episodes - bar.n)
@@ -54,7 +58,8 @@ def demonstrate(cfg: DictConfig) -> Figures:
 
 def _play(env: Env, expert: Actor, writer: EpisodeWriter, cfg: DictConfig, lost: Counter[int]) -> None:
     """One rollout, of seeds that were not tried yet: keep what is wanted of it, remember the rest as tried."""
-    seed = max(cfg.seed, writer.next_seed or 0)
+    seed = _next_seed(writer, cfg)
+    _require_training_seeds(seed, env.spec.num_envs)
 
     def play() -> Rollout:
         actor = Noisy(expert, env.spec.command, scale=cfg.noise, **cfg.disturbance) if cfg.noise else expert
@@ -66,6 +71,14 @@ def _play(env: Env, expert: Actor, writer: EpisodeWriter, cfg: DictConfig, lost:
             writer.write(episode, seed=seed + i)
         else:
             writer.skip(seed=seed + i, success=success)
+
+
+def _next_seed(writer: EpisodeWriter, cfg: DictConfig) -> int:
+    return max(cfg.seed, writer.next_seed or 0)
+
+
+def _require_training_seeds(first: int, count: int) -> None:
+    require_no_test_seed(range(first, first + count), f"demonstrate from another seed, for example {TEST_SEEDS.stop}")
 
 
 main = program("demonstrate", demonstrate)

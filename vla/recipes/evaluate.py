@@ -1,58 +1,96 @@
 """Honest evaluation on given episodes: `python -m vla.recipes.evaluate env=point policy=CHECKPOINT episodes=100`."""
 
+import json
+import logging
+import sys
 from collections import Counter
+from contextlib import closing
+from pathlib import Path
+from typing import Any, cast
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
-from tqdm import tqdm
+from omegaconf import DictConfig, OmegaConf
 
 from vla import evaluation
 from vla.checkpoint import Policy
-from vla.evaluation import Episode, OnDevice
+from vla.comparison import compare, earlier_episodes
+from vla.evaluation import Episode, OnDevice, Watcher
+from vla.identity import fingerprint
 from vla.program import Figures, program
-from vla.rollout import Greedy
-from vla.run import Run, load_policy
-from vla.types import Actor, EnvSpec, Rollout, require_agreement
+from vla.rollout import TEST_SEEDS, Greedy
+from vla.run import Run, load_policy, write_atomically
+from vla.sanity import Blind, Told, ignorant, wrong_instructions
+from vla.types import Actor, Env, EnvSpec, Rollout, require_agreement
 from vla.video import save_film
+
+log = logging.getLogger(__name__)
+NAMED = ("expert", "zero", "random")  # policies that are no checkpoint
+ALL_FAILURES = "all_failures"
 
 
 def evaluate(cfg: DictConfig) -> Figures:
     """Play the episodes `seed .. seed + episodes - 1` and count successes; what was played before is not repeated."""
-    if cfg.episodes < 1:
-        raise ValueError(f"episodes must be at least 1, got {cfg.episodes}")
+    _require_sense(cfg)
     run = Run(cfg, "evaluate")
-    policy = None if cfg.policy.path == "expert" else load_policy(cfg.policy.path).to(run.device)
-    env = instantiate(cfg.env)
-    actor = _expert(cfg) if policy is None else _placed(policy, env.spec, run, greedy=cfg.greedy)
-    run.restore({})
-    done = evaluation.read_episodes(run.dir)[: cfg.episodes]
-    lost: Counter[int] = Counter()
-    with tqdm(total=cfg.episodes, initial=len(done), desc="evaluate", unit="episode") as bar:
-        for first, batch in evaluation.play(
-            env, actor, seed=cfg.seed + len(done), episodes=cfg.episodes - len(done), lost=lost
-        ):
-            new = evaluation.outcomes(batch, first)
-            _save_films(run, batch, done, new, cfg.videos, env.spec.control_hz)
-            done += new
-            evaluation.write_episodes(run.dir, done)
-            bar.update(len(new))
-            bar.set_postfix(success=f"{sum(x.success for x in done)}/{len(done)}")
-    env.close()
-    solved = [x.steps for x in done if x.success]
+    seeds = range(cfg.seed, cfg.seed + cfg.episodes)
+    config = cast(dict[str, Any], OmegaConf.to_container(cfg.env, resolve=True))
+    earlier = None if cfg.against is None else earlier_episodes(Path(cfg.against), config, seeds)
+    policy = None if cfg.policy.path in NAMED else load_policy(cfg.policy.path).to(run.device)
+    with closing(instantiate(cfg.env)) as env:
+        actor = _named(cfg, env.spec) if policy is None else _placed(policy, env.spec, run, greedy=cfg.greedy)
+        said: dict[str, str] = getattr(env, "fingerprint", dict)()
+        run.restore({})
+        task = said.get("task", "")
+        watch = _films(run.dir / "videos", cfg.videos, env.spec.control_hz)
+        lost: Counter[int] = Counter()
+        done = evaluation.record(run.dir, env, actor, seeds, task=task, name="evaluate", watch=watch, lost=lost)
+        checks = _sanity(run.dir, env, actor, policy, done, cfg) if cfg.sanity else None
     return {
-        **evaluation.success_rate(done),
+        **evaluation.success_rates(done),
         "tasks": evaluation.per_task(done),
         "policy": str(cfg.policy.path),
-        "seeds": [cfg.seed, cfg.seed + cfg.episodes - 1],
+        "seeds": [seeds[0], seeds[-1]],
+        "held_out": _held_out(seeds),
         "mean_return": sum(x.total_reward for x in done) / len(done),
-        "mean_steps_to_success": sum(solved) / len(solved) if solved else None,
+        **evaluation.times_to_success(done),
         **({"lost_episodes": lost.total()} if lost else {}),
+        **({"sanity": checks} if checks else {}),
+        **({"against": {"run_dir": str(cfg.against), **compare(done, earlier)}} if earlier else {}),
+        "fingerprint": fingerprint(config, said),
     }
 
 
-def _expert(cfg: DictConfig) -> Actor:
+def _require_sense(cfg: DictConfig) -> None:
+    if cfg.episodes < 1:
+        raise ValueError(f"episodes must be at least 1, got {cfg.episodes}")
+    if cfg.sanity_episodes is not None and not 1 <= cfg.sanity_episodes <= cfg.episodes:
+        raise ValueError(f"sanity_episodes must be from 1 to episodes={cfg.episodes}, got {cfg.sanity_episodes}")
+    if cfg.videos != ALL_FAILURES and not (isinstance(cfg.videos, int) and cfg.videos >= 0):
+        raise ValueError(f"videos must be a number of films or {ALL_FAILURES}, got {cfg.videos}")
+
+
+def _held_out(seeds: range) -> bool:
+    if seeds[0] in TEST_SEEDS and seeds[-1] in TEST_SEEDS:
+        return True
+    log.warning(
+        f"episodes {seeds[0]} to {seeds[-1]} are not all held out: a policy may have learned from them. "
+        f"Only {TEST_SEEDS[0]} to {TEST_SEEDS[-1]} are never learned from"
+    )
+    return False
+
+
+def _named(cfg: DictConfig, spec: EnvSpec) -> Actor:
+    if cfg.policy.path in ignorant(spec):
+        return ignorant(spec)[cfg.policy.path]
+    return _expert(cfg, spec)
+
+
+def _expert(cfg: DictConfig, spec: EnvSpec) -> Actor:
     if "expert" not in cfg:
         raise ValueError("this environment has no scripted expert (configs/expert): name a checkpoint as policy")
+    if spec.command.kind != "ee_delta":
+        raise ValueError(f"scripted experts decide ee_delta commands, and this environment takes {spec.command}")
     return instantiate(cfg.expert)
 
 
@@ -62,14 +100,61 @@ def _placed(policy: Policy, spec: EnvSpec, run: Run, *, greedy: bool) -> Actor:
     return actor if run.device.type == "cpu" else OnDevice(actor, run.device)
 
 
-def _save_films(run: Run, batch: Rollout, done: list[Episode], new: list[Episode], most: int, hz: float) -> None:
-    """The first successes and the first failures, `most` of each."""
-    count = {end: sum(x.success is end for x in done) for end in (True, False)}
-    for played, episode in zip(new, batch.episodes(), strict=True):
-        if count[played.success] < most:
-            end = "success" if played.success else "failure"
-            save_film(run.dir / "videos" / f"seed_{played.seed}_{end}.mp4", episode, hz)
-        count[played.success] += 1
+def _films(directory: Path, videos: int | str, hz: float) -> Watcher:
+    """The first successes and the first failures, so many of each; or every failure."""
+    most = {True: 0, False: sys.maxsize} if videos == ALL_FAILURES else dict.fromkeys((True, False), int(videos))
+
+    def watch(batch: Rollout, done: list[Episode], new: list[Episode]) -> None:
+        count = {end: sum(x.success is end for x in done) for end in (True, False)}
+        for played, episode in zip(new, batch.episodes(), strict=True):
+            if count[played.success] < most[played.success]:
+                end = "success" if played.success else "failure"
+                save_film(directory / f"seed_{played.seed}_{end}.mp4", episode, hz)
+            count[played.success] += 1
+
+    return watch
+
+
+def _sanity(directory: Path, env: Env, actor: Actor, policy: Policy, done: list[Episode], cfg: DictConfig) -> Figures:
+    """The first of the same episodes, played by actors that know nothing, know less, or know all.
+
+    Each row's episodes are in `sanity/<row>`. Only a policy that sees or reads has rows `blind` and
+    `wrong_instruction`; what was told for which instruction is in `told`, fixed when the row is begun.
+    """
+    count = cfg.sanity_episodes or min(cfg.episodes, 20)
+    seeds = range(cfg.seed, cfg.seed + count)
+    rows = {**ignorant(env.spec, getattr(policy, "horizon", 1)), **_expert_row(cfg, env.spec)}
+    figures: Figures = {"policy": evaluation.success_rates(done[:count])}
+    if policy is not None:
+        figures["told"] = _told(directory / "sanity" / "told.json", done)
+        rows["wrong_instruction"] = Told(actor, figures["told"])
+        rows |= {"blind": Blind(actor)} if env.spec.cameras else {}
+    for name, other in rows.items():
+        if name != cfg.policy.path:
+            played = evaluation.record(directory / "sanity" / name, env, other, seeds, name=name)
+            figures[name] = evaluation.success_rates(played)
+    return figures
+
+
+def _told(path: Path, done: list[Episode]) -> dict[str, str]:
+    """Wrong instructions for the texts of the episodes; what was told before an interruption stays."""
+    before = json.loads(path.read_text()) if path.exists() else {}
+    told = {**wrong_instructions([x.instruction for x in done]), **before}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(told, indent=1) + "\n")
+    return told
+
+
+def _expert_row(cfg: DictConfig, spec: EnvSpec) -> dict[str, Actor]:
+    """Nothing where there is no expert, or none for this task."""
+    try:
+        return {"expert": _expert(cfg, spec)}
+    except (ValueError, InstantiationException) as error:
+        reason = error.__cause__ or error
+        if not isinstance(reason, ValueError):
+            raise
+        log.warning(f"no row of an expert: {reason}")
+        return {}
 
 
 main = program("evaluate", evaluate, short={"policy": "policy.path"})

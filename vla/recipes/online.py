@@ -11,7 +11,7 @@ from vla.checkpoint import Policy, initial_policy, policy_config
 from vla.collect import Collectors, OneProcess
 from vla.evaluation import Episode, outcomes, summarise
 from vla.program import Figures, program
-from vla.rollout import complete
+from vla.rollout import TEST_SEEDS, complete
 from vla.run import Run, read_metrics
 from vla.statistics import rate
 from vla.types import Algorithm, Metrics, Rollout
@@ -29,6 +29,7 @@ def online(cfg: DictConfig) -> Figures:
     seeds = training_seeds(cfg)
     num_envs = cfg.env.num_envs
     with _collectors(cfg, run) as collectors:
+        hz = collectors.spec.control_hz
         policy, config = initial_policy(cfg.policy, cfg.init, collectors.spec)
         policy.to(run.device)
         algorithm: Algorithm = instantiate(cfg.algorithm, _partial_=True)(policy=policy)
@@ -40,7 +41,7 @@ def online(cfg: DictConfig) -> Figures:
             seed = seeds[(step - 1) * num_envs]
             episodes, lost = play(collectors, policy, seed)
             episodes.reward = reward_model(episodes)
-            metrics: Metrics = {**summarise(outcomes(episodes, seed), "train"), **algorithm.update(episodes)}
+            metrics: Metrics = {**summarise(outcomes(episodes, seed, hz), "train"), **algorithm.update(episodes)}
             if lost:
                 metrics["train/lost"] = float(lost)
             if run.due(step, cfg.test_every):
@@ -64,7 +65,7 @@ def play(collectors: Collectors | OneProcess, policy: Policy, seed: int) -> tupl
 
 
 def training_seeds(cfg: DictConfig) -> range:
-    """The episodes to learn from. ValueError if a test episode is one of them."""
+    """The episodes to learn from. ValueError if a test episode may be one of them, or of those others learn from."""
     first = SEEDS_PER_RUN * (cfg.seed + 1)
     seeds = range(first, first + max(cfg.steps, 1) * cfg.env.num_envs)
     last_test = cfg.test_seed + cfg.test_episodes - 1
@@ -73,10 +74,10 @@ def training_seeds(cfg: DictConfig) -> range:
             "need seed from 0 to 4000, steps >= 1 and test_episodes >= 1, "
             f"got {cfg.seed}, {cfg.steps} and {cfg.test_episodes}"
         )
-    if cfg.test_seed <= seeds[-1] and last_test >= first:
+    if cfg.test_seed not in TEST_SEEDS or last_test not in TEST_SEEDS:
         raise ValueError(
-            f"test episodes {cfg.test_seed} to {last_test} overlap training episodes {first} to {seeds[-1]}: "
-            "choose another test_seed, for example 10000"
+            f"test episodes {cfg.test_seed} to {last_test} may overlap training episodes {first} to {seeds[-1]} or "
+            f"demonstrations: only {TEST_SEEDS[0]} to {TEST_SEEDS[-1]} are never learned from; choose another test_seed"
         )
     return seeds
 
@@ -89,7 +90,7 @@ def test(collectors: Collectors | OneProcess, policy: Policy, run: Run, step: in
     for seed, pending in [(seed, collectors.start(policy, seed, greedy=True)) for seed in seeds]:
         again = functools.partial(_played, collectors, policy, seed, greedy=True)
         batch = complete(pending.get(), again, seed=seed, lost=lost)[:, : cfg.test_episodes - len(played)]
-        new = outcomes(batch, seed)
+        new = outcomes(batch, seed, collectors.spec.control_hz)
         for outcome, episode in list(zip(new, batch.episodes(), strict=True))[: max(0, cfg.videos - len(played))]:
             end = "success" if outcome.success else "failure"
             path = run.dir / "videos" / f"step_{step:06d}_seed_{outcome.seed}_{end}.mp4"

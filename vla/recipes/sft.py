@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from vla.checkpoint import initial_policy
 from vla.data.chunks import Chunks, statistics
-from vla.data.frames import load_frames
+from vla.data.frames import load_frames, require_no_test_episodes
 from vla.program import Figures, program
 from vla.run import Run, read_metrics
 
@@ -15,6 +15,7 @@ from vla.run import Run, read_metrics
 def sft(cfg: DictConfig) -> Figures:
     """Imitate the chunks of a dataset. A new policy takes its normalisation from it, one from `init` keeps its own."""
     run = Run(cfg, "sft")
+    require_no_test_episodes(cfg.data)
     frames = load_frames(cfg.data, label=cfg.label)
     policy, config = initial_policy(cfg.policy, cfg.init, frames.spec)
     if cfg.init is None:
