@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ class Start:
     privileged: Poses
 
 
+@runtime_checkable
 class Stage(Protocol):
     """What `MujocoScene` needs of a suite of tasks."""
 
