@@ -17,7 +17,7 @@ from jaxtyping import Float
 from tensordict import TensorDict
 from torch import Tensor
 
-from vla.types import ChunkEnv, Observation, Step
+from vla.types import ChunkEnv, Env, Observation, Step
 
 MakeScene = Callable[[], ChunkEnv]
 
@@ -37,6 +37,9 @@ class SceneBatch:
 
     def play(self, chunk: Float[Tensor, "env horizon action"]) -> Step:
         return Step.cat([scene.play(c) for scene, c in zip(self.scenes, chunk.split(1), strict=True)])
+
+    def step_or_reset(self, orders: list[Float[Tensor, " action"] | int]) -> Step:
+        return Step.cat([_obey(scene, order) for scene, order in zip(self.scenes, orders, strict=True)])
 
     def close(self) -> None:
         for scene in self.scenes:
@@ -86,6 +89,12 @@ class SubprocessEnv:
         step = Step.cat(self._ask("play", list(chunk.split(self.sizes))))
         return step.replace(obs=self._with_pictures(step.obs))
 
+    def step_or_reset(self, orders: list[Float[Tensor, " action"] | int]) -> Step:
+        ends = [sum(self.sizes[: i + 1]) for i in range(len(self.sizes))]
+        parts = [orders[end - size : end] for size, end in zip(self.sizes, ends, strict=True)]
+        step = Step.cat(self._ask("step_or_reset", parts))
+        return step.replace(obs=self._with_pictures(step.obs))
+
     def close(self) -> None:
         for pipe in self.pipes:
             pipe.close()  # a worker that sees its pipe closed ends by itself
@@ -94,7 +103,7 @@ class SubprocessEnv:
             if process.is_alive():
                 process.kill()
 
-    def _ask(self, method: str, arguments: list[Tensor] | list[int]) -> list:
+    def _ask(self, method: str, arguments: list[Tensor] | list[int] | list[list]) -> list:
         for pipe, argument in zip(self.pipes, arguments, strict=True):
             pipe.send_bytes(pickle.dumps((method, argument)))
         return [self._receive(i) for i in range(len(self.pipes))]
@@ -119,6 +128,22 @@ class SubprocessEnv:
     def _with_pictures(self, obs: Observation) -> Observation:
         pictures = {name: shared.clone() for name, shared in self.pictures.items()}
         return obs.replace(images=TensorDict(pictures, obs.batch_size))
+
+
+def _obey(scene: Env, order: Float[Tensor, " action"] | int) -> Step:
+    if not isinstance(order, int):
+        return scene.step(order[None]).replace(num_steps=torch.ones(1, dtype=torch.long))
+    never = torch.zeros(1, dtype=torch.bool)
+    return Step(
+        obs=scene.reset(order),
+        reward=torch.zeros(1),
+        success=never,
+        terminated=never.clone(),
+        truncated=never.clone(),
+        executed=torch.zeros(1, scene.spec.action_dim),
+        num_steps=torch.zeros(1, dtype=torch.long),
+        batch_size=[1],
+    )
 
 
 def _serve(pipe: Connection, make: MakeScene, num_envs: int) -> None:
