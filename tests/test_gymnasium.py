@@ -199,9 +199,10 @@ def test_the_mode_of_restarting_is_declared_and_one_that_cannot_be_is_refused():
     batch = Batch(Together(), autoreset_mode="Disabled")
     assert batch.metadata["autoreset_mode"] is AutoresetMode.DISABLED
     batch.reset(seed=0)
-    for _ in range(17):
-        *_, truncated, info = batch.step(np.zeros((2, 2), dtype=np.float32))
-    assert truncated.all()
+    for t in range(18):
+        _, reward, _, truncated, info = batch.step(np.zeros((2, 2), dtype=np.float32))
+        assert truncated.tolist() == [t == 15] * 2
+        assert (reward < 0).tolist() == [t <= 15] * 2  # LeRobot sums one step more than an episode has
     assert info["seed"].tolist() == [0, 1]
     with pytest.raises(ValueError, match="not SameStep"):
         Batch(PointEnv(2), autoreset_mode="SameStep")

@@ -19,7 +19,7 @@ from vla.types import Action
 ROOT = Path(__file__).parents[1]
 POINT = {"image_size": 64, "max_steps": 8}
 PUSH = {"image_size": 32, "drawing": "light", "max_steps": 3, "backend": "cpu"}
-SEED = 300
+SEED = 200  # of these four episodes the random policy happens to solve two
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def act():
 def statistics(features):
     """Normalisation that is not the identity: it must be applied on the way in and undone on the way out."""
     shapes = {name: (3, 1, 1) if len(x.shape) == 3 else x.shape for name, x in features.items()}
-    return {name: {"mean": torch.full(s, 0.03), "std": torch.full(s, 0.2)} for name, s in shapes.items()}
+    return {name: {"mean": torch.full(s, 0.03), "std": torch.full(s, 0.8)} for name, s in shapes.items()}
 
 
 class Acting:
@@ -109,7 +109,6 @@ def test_lerobot_eval_counts_what_our_own_loop_counts(tmp_path, act):
     actor = act(tmp_path / "policy", PointEnv(4, **POINT))
     info = evaluated(tmp_path / "policy", tmp_path / "out", "Point", POINT)
     episodes = rollout(PointEnv(4, **POINT), actor, seed=SEED)
-    print(episodes.success.any(0), episodes.reward.sum(0))
     assert_agrees(info, episodes)
     assert 0 < episodes.success.any(0).sum() < 4
     assert len(list((tmp_path / "out").rglob("*.mp4"))) == 4

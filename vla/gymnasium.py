@@ -40,8 +40,8 @@ class Batch(gymnasium.vector.VectorEnv):
     `reset(seed=s)` plays the episodes s, s + 1 ..; every later episode is the next one that was not played yet (from 0
     if no seed was ever given). By default (`NextStep`) the step after an episode's end ignores the action and begins
     the next episode, with reward 0; what the last step showed is the true end. With `Disabled` the copies are reset
-    together, and one that is over may do anything until then. `info`, for each copy: `is_success` (of this step),
-    `instruction` and `seed`, the number of its episode.
+    together; until then one that is over earns and ends nothing more. `info`, for each copy: `is_success` (of this
+    step), `instruction` and `seed`, the number of its episode.
     """
 
     def __init__(
@@ -100,10 +100,11 @@ class Batch(gymnasium.vector.VectorEnv):
 
     def step(self, actions: np.ndarray) -> tuple[Seen, np.ndarray, np.ndarray, np.ndarray, Info]:
         step = self._advance(self._commands(actions))
-        self.over = step.terminated | step.truncated
+        reward = step.reward.double().masked_fill(self.over, 0).numpy()
+        terminated, truncated, success = (x & ~self.over for x in (step.terminated, step.truncated, step.success))
+        self.over = terminated | truncated | (self.over & (self.autoreset_mode is AutoresetMode.DISABLED))
         self.seen = step.obs
-        reward = step.reward.double().numpy()
-        return self._shown(), reward, step.terminated.numpy(), step.truncated.numpy(), self._info(step.success.numpy())
+        return self._shown(), reward, terminated.numpy(), truncated.numpy(), self._info(success.numpy())
 
     def render(self) -> tuple[UInt8[np.ndarray, "height width 3"], ...] | None:
         """What the first camera sees of each copy."""
