@@ -72,10 +72,11 @@ class Batch(gymnasium.vector.VectorEnv):
         self.render_mode = render_mode
         self.observation = observation
         low, high = command_limits(env.spec.command)
-        self.centre, self.half = ((high + low) / 2, (high - low) / 2) if normalise else (0.0, 1.0)
+        self.centre = (high + low) / 2 if normalise else np.zeros_like(low)
+        self.half = (high - low) / 2 if normalise else np.ones_like(low)
         self.metadata = {
             "render_modes": ["rgb_array"] if env.spec.cameras else [],
-            "render_fps": env.spec.control_hz,
+            "render_fps": round(env.spec.control_hz),  # whole, as video encoders want it
             "autoreset_mode": self.autoreset_mode,
         }
         self.single_observation_space = _observation_space(env.spec, observation)
@@ -136,7 +137,8 @@ class Batch(gymnasium.vector.VectorEnv):
         proprio = self.seen.proprio.float().numpy().copy()
         if self.observation == "state":
             return proprio
-        return {**{name: picture.numpy().copy() for name, picture in self.seen.images.items()}, "proprio": proprio}
+        pictures = {x.name: self.seen.images[x.name].numpy().copy() for x in self.env.spec.cameras}
+        return {**pictures, "proprio": proprio}
 
     def _info(self, success: np.ndarray) -> Info:
         texts = np.array(self.seen.instruction, dtype=object)
@@ -229,7 +231,7 @@ def make_batch(
 
 def ids() -> dict[str, dict[str, str]]:
     """Every id, with the configuration it stands for and the option that names its task."""
-    named = OmegaConf.to_container(OmegaConf.load(f"{CONFIGS}/gymnasium.yaml"))
+    named: Any = OmegaConf.to_container(OmegaConf.load(f"{CONFIGS}/gymnasium.yaml"))
     found = {}
     for config in sorted(path.stem for path in Path(CONFIGS, "env").glob("*.yaml")):
         tasks = dict(named.get(config, {}))
@@ -249,7 +251,9 @@ def _observation_space(spec: EnvSpec, observation: str) -> spaces.Space:
 
 
 def _first(seen: Seen) -> Seen:
-    return {name: value[0] for name, value in seen.items()} if isinstance(seen, dict) else seen[0]
+    if isinstance(seen, np.ndarray):
+        return seen[0]
+    return {name: value[0] for name, value in seen.items()}
 
 
 def _first_info(info: Info) -> Info:
