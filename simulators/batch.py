@@ -33,8 +33,6 @@ class SceneBatch:
         return part
 
     def reset(self, seed: int) -> Observation:
-        while len(self.scenes) < self.spec.num_envs:
-            self.scenes.append(self.make())
         return Observation.cat([scene.reset(seed + i) for i, scene in enumerate(self._in_use())])
 
     def step(self, command: Float[Tensor, "env action"]) -> Step:
@@ -47,14 +45,35 @@ class SceneBatch:
     def fingerprint(self) -> dict[str, str]:
         return getattr(self.scenes[0], "fingerprint", dict)()
 
+    def step_or_reset(self, orders: list[Float[Tensor, " action"] | int]) -> Step:
+        return Step.cat([_obey(scene, order) for scene, order in zip(self._in_use(), orders, strict=True)])
+
     def close(self) -> None:
         for scene in self.scenes:
             scene.close()
 
     def _in_use(self) -> list[Env]:
+        while len(self.scenes) < self.spec.num_envs:
+            self.scenes.append(self.make())
         return self.scenes[: self.spec.num_envs]
 
 
 def require_part(num_envs: int, whole: int) -> None:
     if not 1 <= num_envs <= whole:
         raise ValueError(f"need from 1 to all {whole} environments, got {num_envs}")
+
+
+def _obey(scene: Env, order: Float[Tensor, " action"] | int) -> Step:
+    if not isinstance(order, int):
+        return scene.step(order[None]).replace(num_steps=torch.ones(1, dtype=torch.long))
+    never = torch.zeros(1, dtype=torch.bool)
+    return Step(
+        obs=scene.reset(order),
+        reward=torch.zeros(1),
+        success=never,
+        terminated=never.clone(),
+        truncated=never.clone(),
+        executed=torch.zeros(1, scene.spec.action_dim),
+        num_steps=torch.zeros(1, dtype=torch.long),
+        batch_size=[1],
+    )

@@ -46,13 +46,13 @@ class PointEnv:
         self.position = torch.stack([x[0] for x in draws])
         self.targets = torch.stack([x[1] for x in draws])
         self.wanted = torch.stack([x[2] for x in draws])
-        self.steps = 0
+        self.steps = torch.zeros(self.spec.num_envs, dtype=torch.long)
         return self._observe()
 
     def step(self, command: Float[Tensor, "env action"]) -> Step:
         executed = command.clamp(-0.2, 0.2)
         self.position = self.position + executed
-        self.steps += 1
+        self.steps = self.steps + 1
         goal = self.targets[torch.arange(self.spec.num_envs), self.wanted]
         distance = (self.position - goal).norm(dim=-1)
         success = distance < 0.1
@@ -66,6 +66,16 @@ class PointEnv:
             executed=executed,
             batch_size=[self.spec.num_envs],
         )
+
+    def step_or_reset(self, orders: list[Float[Tensor, " action"] | int]) -> Step:
+        begins = torch.tensor([isinstance(order, int) for order in orders])
+        step = self.step(torch.stack([torch.zeros(2) if isinstance(order, int) else order for order in orders]))
+        for i, order in enumerate(orders):
+            if isinstance(order, int):
+                self.position[i], self.targets[i], self.wanted[i] = self._draw(order)
+                self.steps[i] = 0
+        flags = {name: getattr(step, name) & ~begins for name in ("success", "terminated", "truncated")}
+        return step.replace(obs=self._observe(), reward=step.reward.masked_fill(begins, 0), **flags)
 
     def close(self) -> None:
         pass

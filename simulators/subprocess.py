@@ -82,6 +82,15 @@ class SubprocessEnv:
     def play(self, chunk: Float[Tensor, "env horizon action"]) -> Step:
         return self._advance("play", chunk)
 
+    def step_or_reset(self, orders: list[Float[Tensor, " action"] | int]) -> Step:
+        """A worker that was replaced plays on once all its copies are told to begin an episode."""
+        copies = [x if isinstance(x, int) else x.clone() for x in orders]  # a view would be sent whole
+        requests: list[tuple | None] = []
+        for i, part in enumerate([copies[rows] for rows in self._rows()]):
+            ready = i in self.playing or all(isinstance(order, int) for order in part)
+            requests.append(("step_or_reset", part) if part and ready else None)
+        return self._answered("step_or_reset", requests, [torch.zeros(n, self.spec.action_dim) for n in self.sizes])
+
     def fingerprint(self) -> dict[str, str]:
         return self._fingerprint
 
@@ -95,11 +104,16 @@ class SubprocessEnv:
 
     def _advance(self, method: str, command: Tensor) -> Step:
         parts = [part.clone() for part in command.split(self.sizes)]  # a view would be sent with all it is a part of
-        answers = self._ask([(method, part) if i in self.playing else None for i, part in enumerate(parts)])
-        failures = {i for i, answer in enumerate(answers) if isinstance(answer, _Failure)}
-        self.playing = self.playing - failures
-        for i in failures:
-            self.workers[i].start()  # to be ready at the next reset
+        requests = [(method, part) if i in self.playing else None for i, part in enumerate(parts)]
+        return self._answered(method, requests, [torch.zeros_like(part) for part in parts])
+
+    def _answered(self, method: str, requests: list[tuple | None], still: list[Tensor]) -> Step:
+        """What the workers answer; those that fail, or are not asked, have executed nothing: `still`."""
+        answers = self._ask(requests)
+        self.playing = {i for i, answer in enumerate(answers) if isinstance(answer, Step)}
+        for i, answer in enumerate(answers):
+            if isinstance(answer, _Failure):
+                self.workers[i].start()  # to be ready at the next reset
         for i in self.playing:
             self.forms.setdefault(method, answers[i][:1].clone().zero_())
         used = [i for i, size in enumerate(self.sizes) if size]
@@ -107,7 +121,7 @@ class SubprocessEnv:
             [
                 answers[i].replace(obs=self.workers[i].with_pictures(answers[i].obs))
                 if i in self.playing
-                else self._lost(i, method, parts[i])
+                else self._lost(i, method, still[i])
                 for i in used
             ]
         )
@@ -115,24 +129,16 @@ class SubprocessEnv:
         failed = torch.tensor([i not in self.playing for i in used]).repeat_interleave(torch.tensor(self.sizes)[used])
         return step.replace(obs=step.obs.clone(recurse=False), failed=failed)
 
-    def _lost(self, worker: int, method: str, command: Tensor) -> Step:
+    def _lost(self, worker: int, method: str, still: Tensor) -> Step:
         """What a worker that is gone would have answered: nothing happened, and it is over."""
-        rows = torch.zeros(len(command), dtype=torch.long)
+        rows = torch.zeros(len(still), dtype=torch.long)
         no = rows.bool()
         obs = self.last[self._rows()[worker]]
         if method in self.forms:
-            nothing = self.forms[method][rows]
-            return nothing.replace(obs=obs, truncated=~no, executed=torch.zeros_like(command))
-        return Step(
-            obs=obs,
-            reward=rows.float(),
-            success=no,
-            terminated=no.clone(),
-            truncated=~no,
-            executed=torch.zeros_like(command),
-            num_steps=rows if method == "play" else None,
-            batch_size=rows.shape,
-        )
+            return self.forms[method][rows].replace(obs=obs, truncated=~no, executed=still)
+        verdicts = {"success": no, "terminated": no.clone(), "truncated": ~no}
+        count = None if method == "step" else rows
+        return Step(obs=obs, reward=rows.float(), **verdicts, executed=still, num_steps=count, batch_size=rows.shape)
 
     def _rows(self) -> list[slice]:
         """Which environments each worker has."""

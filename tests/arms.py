@@ -19,7 +19,7 @@ SHORT = {"libero": "libero_spatial"}
 
 @functools.cache
 def assets() -> str:
-    """LIBERO's assets: those that are found, or an archive of them unpacked into `data/`; without any, skip the test."""
+    """LIBERO's assets: those that are found, or an archive unpacked into `data/`; without any, the test is skipped."""
     try:
         return str(libero_assets())
     except ValueError as error:

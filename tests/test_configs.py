@@ -11,7 +11,8 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-PROGRAMS = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+NAMES = "gymnasium"  # not of a program, but what gymnasium calls our environments
+PROGRAMS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != NAMES)
 OPTIONS = sorted(str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.glob("*/**/*.yaml"))
 # What code supplies at the call: `algorithm(policy=...)`, `teacher(student)`, `encoder(spec)`.
 SUPPLIED = {"policy", "spec", "student", "features", "tokens", "bins"}

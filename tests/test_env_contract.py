@@ -12,7 +12,7 @@ from simulators.maniskill import ManiSkillEnv, maniskill
 from simulators.point import PointEnv
 from simulators.subprocess import SubprocessEnv
 from vla.rollout import execute
-from vla.types import ChunkEnv
+from vla.types import ChunkEnv, RestartingEnv
 
 SMALL = {"image_size": 16, "drawing": "light", "max_steps": 6}
 SCENE = functools.partial(ManiSkillEnv, "PickCube-v1", **SMALL)
@@ -143,3 +143,26 @@ def test_a_killed_worker_costs_its_episodes_and_nothing_else(env):
     assert_same(step.obs[2:], played.obs[2:])
     assert_same(env.reset(30), first)
     assert_same(env.play(chunk).obs, played.obs)
+
+
+def test_one_copy_begins_a_new_episode_while_the_others_go_on(env):
+    if not isinstance(env, RestartingEnv) or env.spec.num_envs < 2:
+        pytest.skip("copies begin together")
+    chunk = commands(env, 3)
+    env.reset(30)
+    alone = [env.step(command) for command in chunk.unbind(1)]
+    start = env.reset(90)[:1]
+    env.reset(30)
+    env.step(chunk[:, 0])
+    step = env.step_or_reset([*chunk[:-1, 1], 90])
+    assert_same(step.obs[-1:], start)
+    assert_same(step.obs[:-1], alone[1].obs[:-1])
+    assert step.reward[-1] == 0
+    assert step.executed[-1].eq(0).all()
+    assert not (step.success | step.terminated | step.truncated).any()
+    torch.testing.assert_close(step.reward[:-1], alone[1].reward[:-1])
+    assert_same(env.step(chunk[:, 2]).obs[:-1], alone[2].obs[:-1])
+    for t in range(3, env.spec.max_steps + 1):
+        over = env.step_or_reset(list(commands(env, 1)[:, 0])).truncated
+        assert over[:-1].eq(t == env.spec.max_steps - 1).all() or t == env.spec.max_steps
+    assert not over[-1]  # its time began later

@@ -227,6 +227,15 @@ class LazyEnv(Env, Protocol):
 
 
 @runtime_checkable
+class RestartingEnv(Env, Protocol):
+    """An environment whose copies can begin a new episode while the others go on."""
+
+    def step_or_reset(self, orders: list[Float[Tensor, " action"] | int]) -> Step:
+        """One order per copy: a command to execute, or the seed of an episode to begin; that earns and ends nothing."""
+        ...
+
+
+@runtime_checkable
 class Actor(Protocol):
     """Anything that decides: a policy, a scripted expert, a replay, a human at a SpaceMouse."""
 
