@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from simulators.mujoco import quiet_imports
+
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
 ASSETS = "LIBERO_ASSETS"  # the environment variable that names the assets' folder
 CHECKOUT = Path(__file__).parents[1]
@@ -96,8 +98,7 @@ def prepare(assets: str | None = None) -> None:
         libero = importlib.import_module("libero.libero")
     if assets is not None:
         vars(libero)["_assets_path_cache"] = assets
-        importlib.import_module("simulators.mujoco_cameras")  # before MuJoCo, since it chooses how that draws
-        with _quiet():
+        with quiet_imports():
             importlib.import_module("libero.libero.envs")
 
 
@@ -128,7 +129,7 @@ def _sentence(name: str) -> str:
 @functools.cache
 def _order(suite: str) -> list[str]:
     prepare()
-    with _quiet():
+    with quiet_imports():
         tasks = importlib.import_module("libero.libero.benchmark.libero_suite_task_map").libero_task_map
     return list(tasks[suite])
 
@@ -164,18 +165,6 @@ def _configuration() -> Iterator[None]:
     (Path(folder) / "config.yaml").write_text("\n".join(lines) + "\n")
     os.environ["LIBERO_CONFIG_PATH"] = folder
     yield
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what robosuite and LIBERO say when they are imported."""
-    import logging
-    import warnings
-
-    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _download(folder: Path) -> None:

@@ -1,6 +1,9 @@
 """MuJoCo scenes with one arm (robosuite's, LIBERO's) behind the common interface."""
 
-from collections.abc import Callable, Mapping
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -45,6 +48,15 @@ class Stage(Protocol):
     def restore(self, state: Any) -> Start: ...
     def fingerprint(self) -> dict[str, str]: ...
     def close(self) -> None: ...
+
+
+@contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Without what robosuite and LIBERO say when they are imported, of files that only their authors have."""
+    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def shut(env: Any) -> None:
@@ -197,7 +209,9 @@ class MujocoScene:
     def _judge(self) -> tuple[float, bool, bool]:
         """Reward, success, and whether the task ended for another reason than success."""
         reward, done, _ = self.env._post_action(self.action)
-        return float(reward), bool(self.env._check_success()), bool(done)
+        verdict = float(reward), bool(self.env._check_success()), bool(done)
+        self.env.sim.forward()  # a step leaves poses as they were before its last two milliseconds
+        return verdict
 
     def _observe(self) -> Observation:
         measured = self.arm.measured()

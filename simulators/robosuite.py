@@ -5,7 +5,6 @@ Written for robosuite 1.4, which LIBERO needs. What 1.5 has elsewhere is in two 
 """
 
 import functools
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from simulators.batch import SceneBatch
 from simulators.drawing import Views
-from simulators.mujoco import MujocoScene, Start, shut  # before robosuite: it chooses how MuJoCo draws
+from simulators.mujoco import MujocoScene, Start, quiet_imports, shut  # before robosuite: it chooses how MuJoCo draws
 from simulators.mujoco_arm import CONTROLLERS, Arm
 from simulators.subprocess import SubprocessEnv
 from vla.types import ChunkEnv, CommandKind
@@ -141,9 +140,9 @@ def _scene(stage: Any, **options: Any) -> MujocoScene:
 
 
 def _make(task: str, robot: str, command: CommandKind, dense: bool) -> Any:
-    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)  # it warns of a file that only its authors have
-    import robosuite as suite
-    from robosuite.robots import ROBOT_CLASS_MAPPING
+    with quiet_imports():
+        import robosuite as suite
+        from robosuite.robots import ROBOT_CLASS_MAPPING
 
     single = sorted(name for name, kind in ROBOT_CLASS_MAPPING.items() if kind.__name__ == "SingleArm")
     if robot not in single:
@@ -166,7 +165,8 @@ def _make(task: str, robot: str, command: CommandKind, dense: bool) -> Any:
 
 
 def controller_config(command: CommandKind) -> dict[str, Any]:
-    import robosuite.controllers as controllers
+    with quiet_imports():
+        import robosuite.controllers as controllers
 
     if command not in CONTROLLERS:
         raise ValueError(f"command must be one of {', '.join(CONTROLLERS)}, got {command!r}")

@@ -136,7 +136,7 @@ class SubprocessEnv:
         obs = self.last[self._rows()[worker]]
         if method in self.forms:
             return self.forms[method][rows].replace(obs=obs, truncated=~no, executed=still)
-        verdicts = {"success": no, "terminated": no.clone(), "truncated": ~no}
+        verdicts: dict[str, Any] = {"success": no, "terminated": no.clone(), "truncated": ~no}
         count = None if method == "step" else rows
         return Step(obs=obs, reward=rows.float(), **verdicts, executed=still, num_steps=count, batch_size=rows.shape)
 

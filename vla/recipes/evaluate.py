@@ -38,7 +38,7 @@ def evaluate(cfg: DictConfig) -> Figures:
     earlier = None if cfg.against is None else earlier_episodes(Path(cfg.against), config, seeds)
     policy = None if cfg.policy.path in NAMED else load_policy(cfg.policy.path).to(run.device)
     with closing(instantiate(cfg.env)) as env:
-        actor = _named(cfg, env.spec) if policy is None else _placed(policy, env.spec, run, greedy=cfg.greedy)
+        actor = _named(cfg, env.spec) if policy is None else _placed(policy, env.spec, run, cfg)
         said: dict[str, str] = getattr(env, "fingerprint", dict)()
         run.restore({})
         task = said.get("task", "")
@@ -94,10 +94,12 @@ def _expert(cfg: DictConfig, spec: EnvSpec) -> Actor:
     return instantiate(cfg.expert)
 
 
-def _placed(policy: Policy, spec: EnvSpec, run: Run, *, greedy: bool) -> Actor:
+def _placed(policy: Policy, spec: EnvSpec, run: Run, cfg: DictConfig) -> Actor:
+    """The policy as it is to act, behind its adapter."""
     require_agreement(policy.spec, spec)
-    actor = Greedy(policy) if greedy else policy
-    return actor if run.device.type == "cpu" else OnDevice(actor, run.device)
+    actor: Actor = Greedy(policy) if cfg.greedy else policy
+    actor = actor if run.device.type == "cpu" else OnDevice(actor, run.device)
+    return instantiate(cfg.adapter)(actor) if cfg.get("adapter") else actor
 
 
 def _films(directory: Path, videos: int | str, hz: float) -> Watcher:
