@@ -7,9 +7,10 @@ CPU simulators hold one scene each. `SceneBatch` steps several scenes one after 
 import pickle
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
+from typing import Any, cast
 
 import torch
 import torch.multiprocessing as mp
@@ -17,7 +18,7 @@ from jaxtyping import Float
 from tensordict import TensorDict
 from torch import Tensor
 
-from vla.types import ChunkEnv, Observation, Step
+from vla.types import ChunkEnv, Observation, Replayable, Step
 
 MakeScene = Callable[[], ChunkEnv]
 
@@ -38,9 +39,22 @@ class SceneBatch:
     def play(self, chunk: Float[Tensor, "env horizon action"]) -> Step:
         return Step.cat([scene.play(c) for scene, c in zip(self.scenes, chunk.split(1), strict=True)])
 
+    def restore(self, states: Sequence[Any]) -> Observation:
+        """Start episodes from native states, one per scene (`Replayable`)."""
+        return Observation.cat([scene.restore(x) for scene, x in zip(self._replayable(), states, strict=True)])
+
+    def translate(
+        self, action: Float[Tensor, "env native"], controller: str, settings: Mapping[str, Any]
+    ) -> Float[Tensor, "env action"]:
+        scenes = zip(self._replayable(), action.split(1), strict=True)
+        return torch.cat([scene.translate(own, controller, settings) for scene, own in scenes])
+
     def close(self) -> None:
         for scene in self.scenes:
             scene.close()
+
+    def _replayable(self) -> list[Replayable]:
+        return [cast(Replayable, scene) for scene in self.scenes]
 
 
 class SubprocessEnv:

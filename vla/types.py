@@ -5,6 +5,7 @@ seconds, newtons. Quaternions are x y z w. Images are uint8 RGB, height x width 
 them. Gripper: 0 closed, 1 open.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -200,6 +201,21 @@ class ChunkEnv(Env, Protocol):
     """An environment that plays a whole chunk in one call, rendering only its last frame."""
 
     def play(self, chunk: Float[Tensor, "env horizon action"]) -> Step: ...
+
+
+@runtime_checkable
+class Replayable(Env, Protocol):
+    """A simulator that plays demonstrations of other programs: from its own states, by its own controllers' actions.
+
+    `restore` starts an episode from a state as the simulator's own recorder stores it; a batch takes one per copy.
+    `translate` says which command goes where the simulator's `controller` (with `settings`) would go from here. It is
+    asked once per step.
+    """
+
+    def restore(self, state: Any) -> Observation: ...
+    def translate(
+        self, action: Float[Tensor, "env native"], controller: str, settings: Mapping[str, Any]
+    ) -> Float[Tensor, "env action"]: ...
 
 
 @runtime_checkable
