@@ -42,7 +42,7 @@ def as_episode(recording: Recording, *, instruction: str, max_width: float, succ
         success=(torch.arange(steps + 1) == steps - 1) & success,
         terminated=torch.zeros(b, dtype=torch.bool),
         valid=valid,
-        executed=commands[:, None],
+        executed=commands[:, None].clone(),
         num_steps=valid.long(),
         batch_size=b,
     )
