@@ -1,15 +1,16 @@
 """Several one-scene simulators in this process, stepped one after another, each made when it is first needed."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from vla.rollout import execute
-from vla.types import Env, Observation, Step
+from vla.types import Env, Observation, Replayable, Step
 
 MakeScene = Callable[[], Env]
 
@@ -48,6 +49,16 @@ class SceneBatch:
     def step_or_reset(self, orders: list[Float[Tensor, " action"] | int]) -> Step:
         return Step.cat([_obey(scene, order) for scene, order in zip(self._in_use(), orders, strict=True)])
 
+    def restore(self, states: Sequence[Any]) -> Observation:
+        """Start episodes from native states, one per scene (`Replayable`)."""
+        return Observation.cat([scene.restore(x) for scene, x in zip(self._replayable(), states, strict=True)])
+
+    def translate(
+        self, action: Float[Tensor, "env native"], controller: str, settings: Mapping[str, Any]
+    ) -> Float[Tensor, "env action"]:
+        scenes = zip(self._replayable(), action.split(1), strict=True)
+        return torch.cat([scene.translate(own, controller, settings) for scene, own in scenes])
+
     def close(self) -> None:
         for scene in self.scenes:
             scene.close()
@@ -56,6 +67,9 @@ class SceneBatch:
         while len(self.scenes) < self.spec.num_envs:
             self.scenes.append(self.make())
         return self.scenes[: self.spec.num_envs]
+
+    def _replayable(self) -> list[Replayable]:
+        return [cast(Replayable, scene) for scene in self._in_use()]
 
 
 def require_part(num_envs: int, whole: int) -> None:

@@ -10,6 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vla import geometry
+from vla.types import Camera
+
 DRAWINGS = ("full", "light")
 MATTE = Path(__file__).parent / "shaders" / "matte"
 Point = Sequence[float | int]
@@ -79,6 +86,22 @@ def place(camera: Any, view: View, base: Any) -> None:
 
     if view.eye is not None:
         camera.set_local_pose((base * sapien_utils.look_at(view.eye, view.target)).sp)
+
+
+def describe(name: str, sensor: Any, base: Float[Tensor, "env 7"]) -> Camera:
+    """What a policy is told of a camera: its pose (in the frame `base`) only if it stands still."""
+    matrix = sensor.get_params()["intrinsic_cv"][0].cpu().tolist()
+    mounted = sensor.config.mount is not None or sensor.config.entity_uid is not None
+    pose = None if mounted else _optical_pose(sensor, base[:1])
+    return Camera(name, sensor.config.height, sensor.config.width, tuple(map(tuple, matrix)), pose)
+
+
+def _optical_pose(sensor: Any, base: Float[Tensor, "1 7"]) -> tuple[float, ...]:
+    """SAPIEN cameras look along x with z up; turned to look along z with y down, as intrinsics expect."""
+    turn = torch.tensor([[-0.5, 0.5, -0.5, 0.5]])
+    native = sensor.camera.get_global_pose().raw_pose[:1].cpu()
+    pose = geometry.to_frame(base, torch.cat([native[:, :3], geometry.wxyz_to_xyzw(native[:, 3:])], -1))
+    return (*pose[0, :3].tolist(), *geometry.multiply(pose[:, 3:], turn)[0].tolist())
 
 
 def _matte() -> Any:

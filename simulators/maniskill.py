@@ -17,13 +17,14 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from simulators.batch import SceneBatch
-from simulators.drawing import Views, chosen, place, sensor_configs, views_of
+from simulators.drawing import Views, chosen, describe, place, sensor_configs, views_of
+from simulators.maniskill_native import NativeController, restore
 from simulators.meshes import simplify_visuals
 from simulators.rendering import require_vulkan
 from simulators.subprocess import SubprocessEnv
 from simulators.tally import Tally
 from vla import geometry
-from vla.types import Camera, ChunkEnv, Command, CommandKind, EnvSpec, Observation, Step
+from vla.types import ChunkEnv, Command, CommandKind, EnvSpec, Observation, Step
 
 INSTRUCTIONS = {
     "PickCube-v1": "pick up the red cube and move it to the goal",
@@ -131,7 +132,7 @@ class ManiSkillEnv:
         self._draw_as_wanted()
         self.goal = next((x for x in self.sim._hidden_objects if "goal" in x.name), None)
         self.over = torch.ones(num_envs, dtype=torch.bool)  # nothing moves before the first reset
-        self.steps = 0
+        self.native: NativeController | None
         self.last: Observation
         self.commanded: Float[Tensor, "env 7"]
         self.joints: Float[Tensor, "env joints"]
@@ -139,7 +140,7 @@ class ManiSkillEnv:
             num_envs=num_envs,
             control_hz=float(self.sim.control_freq),
             max_steps=max_steps or registered_steps,
-            cameras=tuple(self._describe(name) for name in self.cameras),
+            cameras=tuple(describe(name, self.sim._sensors[name], self.base) for name in self.cameras),
             proprio=self._proprio_layout(command),
             command=self._meaning(command, max_translation, max_rotation),
         )
@@ -163,6 +164,17 @@ class ManiSkillEnv:
         obs = self._begin()
         self.commanded, self.joints = state["commanded"].clone(), state["joints"].clone()
         return obs.replace(proprio=self._proprio(self._measured())) if obs.proprio is not None else obs
+
+    def restore(self, state: Mapping[str, Any]) -> Observation:
+        restore(self.sim, state)
+        return self._begin()
+
+    def translate(
+        self, action: Float[Tensor, "env native"], controller: str, settings: Mapping[str, Any]
+    ) -> Float[Tensor, "env action"]:
+        """The command that goes from here to where ManiSkill's `controller` would; ask once per step."""
+        self.native = self.native or NativeController(self, controller)
+        return self.native.command(action)
 
     def step(self, command: Float[Tensor, "env action"]) -> Step:
         step = self.play(command[:, None])
@@ -200,6 +212,7 @@ class ManiSkillEnv:
         self.base = _pose_xyzw(self.sim.agent.robot.pose)
         self.over = torch.zeros(self.spec.num_envs, dtype=torch.bool)
         self.steps = 0
+        self.native = None
         self.commanded = self._measured()
         self.joints = self.sim.agent.robot.get_qpos()[:, self.arm_joints].clone()
         self.last = self._observe()
@@ -351,19 +364,6 @@ class ManiSkillEnv:
         self.num_joints = len(self.arm_joints)
         self.has_gripper = "gripper" in controllers
         self.kinematics = Kinematics(agent.urdf_path, agent.ee_link_name, agent.robot, self.arm_joints)
-
-    def _optical_pose(self, sensor: Any) -> tuple[float, ...]:
-        """SAPIEN cameras look along x with z up; turned to look along z with y down, as intrinsics expect."""
-        turn = torch.tensor([[0, 0, 0, -0.5, 0.5, -0.5, 0.5]])
-        pose = self._in_base(sensor.camera.get_global_pose())[0]
-        return (*pose[0, :3].tolist(), *geometry.multiply(pose[:, 3:], turn[:, 3:])[0].tolist())
-
-    def _describe(self, name: str) -> Camera:
-        sensor = self.sim._sensors[name]
-        matrix = sensor.get_params()["intrinsic_cv"][0].cpu().tolist()
-        mounted = sensor.config.mount is not None or sensor.config.entity_uid is not None
-        pose = None if mounted else self._optical_pose(sensor)
-        return Camera(name, sensor.config.height, sensor.config.width, tuple(map(tuple, matrix)), pose)
 
 
 def _make(task: str, num_envs: int, backend: str, robot: str, sensors: dict[str, Any], reward: str):

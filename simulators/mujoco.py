@@ -117,8 +117,18 @@ class MujocoScene:
         self._enter(self.stage.restore(state))
         return self._begin()
 
-    def translate(self, action: Float[Tensor, "1 action"]) -> Float[Tensor, "1 7"]:
-        """The simulator's own action (OSC_POSE: [-1, 1], from the measured pose) at this moment as `ee_delta`."""
+    def translate(
+        self, action: Float[Tensor, "env native"], controller: str, settings: Mapping[str, Any]
+    ) -> Float[Tensor, "env action"]:
+        """An action of robosuite's OSC_POSE ([-1, 1], from the measured pose) at this moment as `ee_delta`.
+
+        ValueError for another controller, or one set up differently from this arm's.
+        """
+        if controller != "OSC_POSE" or self.kind != "ee_delta":
+            raise ValueError(
+                f"only actions of OSC_POSE can be played again, as ee_delta, not of {controller} as {self.kind}"
+            )
+        self.arm.require_controller(settings)
         return self.arm.translate(action[0].double().numpy())
 
     def get_state(self) -> dict[str, Any]:

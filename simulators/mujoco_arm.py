@@ -5,6 +5,7 @@ controllers directly, so that commands accumulate on the commanded pose, and ste
 the observations that nobody reads.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -136,6 +137,13 @@ class Arm:
         self.env.timestep += 1
         self.env.cur_time += self.env.control_timestep
         return action
+
+    def require_controller(self, settings: Mapping[str, Any]) -> None:
+        """ValueError unless `settings`, as robosuite writes them, are those of this arm's controller."""
+        for name in ("output_max", "output_min", "input_max", "input_min", "kp", "damping_ratio", "control_delta"):
+            ours = self.robot.controller_config.get(name)
+            if name in settings and not np.allclose(settings[name], ours):
+                raise ValueError(f"the recording's controller has {name} {settings[name]}, this one {ours}")
 
     def translate(self, action: Native) -> Float[Tensor, "1 7"]:
         """robosuite's own action (OSC_POSE, from the measured pose) at this moment as our `ee_delta` command."""

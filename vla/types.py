@@ -5,6 +5,7 @@ seconds, newtons. Quaternions are x y z w. Images are uint8 RGB, height x width 
 them. Gripper: 0 closed, 1 open.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -233,6 +234,21 @@ class RestartingEnv(Env, Protocol):
     def step_or_reset(self, orders: list[Float[Tensor, " action"] | int]) -> Step:
         """One order per copy: a command to execute, or the seed of an episode to begin; that earns and ends nothing."""
         ...
+
+
+@runtime_checkable
+class Replayable(Env, Protocol):
+    """A simulator that plays demonstrations of other programs: from its own states, by its own controllers' actions.
+
+    `restore` starts an episode from a state as the simulator's own recorder stores it; a batch takes one per copy.
+    `translate` says which command goes where the simulator's `controller` (with `settings`) would go from here. It is
+    asked once per step.
+    """
+
+    def restore(self, state: Any) -> Observation: ...
+    def translate(
+        self, action: Float[Tensor, "env native"], controller: str, settings: Mapping[str, Any]
+    ) -> Float[Tensor, "env action"]: ...
 
 
 @runtime_checkable

@@ -1,0 +1,1 @@
+"""Readers of public demonstration formats: each yields `Source` episodes; `formats.read` finds the right one."""
