@@ -5,6 +5,7 @@ textures are looked for.
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from simulators.drawing import Views
 from simulators.libero_files import SUITES, Task, assets_hash, initial_states, libero_assets, prepare, tasks_of
 from simulators.libero_goals import first_unmet_goal
 from simulators.mujoco import MujocoScene, Start, shut
-from simulators.robosuite import controller_config, drawing_from, restore_flat, versions
+from simulators.robosuite import controller_config, drawing_from, reset, restore_flat, restore_recorded, versions
 from simulators.subprocess import SubprocessEnv
 from vla.rollout import TEST_SEEDS
 from vla.types import ChunkEnv, CommandKind
@@ -94,13 +95,13 @@ class LiberoStage:
             return self._settled(number, states[number])
         return self._settled(seed, None)
 
-    def restore(self, state: np.ndarray) -> Start:
-        """A flattened MuJoCo state as LIBERO's recordings have it, without settling."""
+    def restore(self, state: Mapping[str, Any]) -> Start:
+        """A state as LIBERO's recordings have it (`restore_recorded`), without settling."""
         if len(self.tasks) > 1:
             raise ValueError("recorded states are of one task: name it (env.task=...)")
         self._enter(self.tasks[0])
         self._reset(0)
-        restore_flat(self.env, state)
+        restore_recorded(self.env, state)
         return self._begun()
 
     def fingerprint(self) -> dict[str, str]:
@@ -126,15 +127,12 @@ class LiberoStage:
     def _reset(self, seed: int) -> None:
         from robosuite.utils.errors import RandomizationError
 
-        with drawing_from(seed):
-            for _ in range(100):
-                try:
-                    self.env.reset()
-                    break
-                except RandomizationError:  # no room for an object: draw again
-                    continue
-            else:
-                raise RuntimeError(f"LIBERO found no placement for {self.task} in 100 draws")
+        for draw in range(100):
+            try:
+                return reset(self.env, seed + draw * 2**16)
+            except RandomizationError:  # no room for an object: draw again
+                continue
+        raise RuntimeError(f"LIBERO found no placement for {self.task} in 100 draws")
 
     def _enter(self, task: Task) -> None:
         if self.task == task:

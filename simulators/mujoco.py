@@ -113,8 +113,9 @@ class MujocoScene:
         return self._begin()
 
     def restore(self, state: Any) -> Observation:
-        """Start an episode from a state as the simulator's own recordings have it."""
+        """Start an episode from a recorded state: `state`, MuJoCo's flattened one, and `model`, its XML or None."""
         self._enter(self.stage.restore(state))
+        self.arm.rest_here()
         return self._begin()
 
     def translate(

@@ -75,6 +75,10 @@ class Arm:
         else:
             self._turn_to(self.joints())
 
+    def rest_here(self) -> None:
+        """Let the arm's spare freedom tend to its present joint angles, as after a reset that began here."""
+        self.controller.initial_joint = self.joints()
+
     def get_state(self) -> dict[str, Any]:
         goal = {x: np.copy(v) for x in GOALS if (v := getattr(self.controller, x, None)) is not None}
         fingers = np.copy(self.robot.gripper.current_action) if self.has_gripper else None
@@ -150,7 +154,7 @@ class Arm:
         reach = self.controller.scale_action(action[:6])
         tool = self.measured()
         local = torch.from_numpy(reach).float()[None]
-        turned = not np.allclose(reach[3:], 0)
+        turned = bool(np.any(reach[3:] != 0))  # exactly as robosuite: without a turn the goal's rotation stays
         axis = geometry.rotate(geometry.conjugate(self.base[:, 3:]), local[:, 3:])
         way = geometry.rotate(geometry.conjugate(self.base[:, 3:]), local[:, :3])
         rotation = geometry.multiply(geometry.from_rotation_vector(axis), tool[:, 3:])

@@ -5,9 +5,10 @@ Written for robosuite 1.4, which LIBERO needs. What 1.5 has elsewhere is in two 
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 from torch import Tensor
@@ -91,15 +92,13 @@ class RobosuiteStage:
             self.env = _make(task, robot, command, dense)
 
     def start(self, seed: int) -> Start:
-        with drawing_from(seed):
-            self.env.reset()
+        reset(self.env, seed)
         return Start(self.env, INSTRUCTIONS[self.task], _what_is_where)
 
-    def restore(self, state: np.ndarray) -> Start:
-        """A flattened MuJoCo state (time, positions, velocities) as robomimic stores it."""
-        with drawing_from(0):
-            self.env.reset()
-        restore_flat(self.env, state)
+    def restore(self, state: Mapping[str, Any]) -> Start:
+        """A state as robomimic stores it (`restore_recorded`)."""
+        reset(self.env, 0)
+        restore_recorded(self.env, state)
         return Start(self.env, INSTRUCTIONS[self.task], _what_is_where)
 
     def fingerprint(self) -> dict[str, str]:
@@ -109,6 +108,14 @@ class RobosuiteStage:
         shut(self.env)
 
 
+def reset(env: Any, seed: int) -> None:
+    """robosuite's own reset, drawn from `seed`; it would leave the gripper's command as the last episode had it."""
+    with drawing_from(seed):
+        env.reset()
+    gripper = env.robots[0].gripper
+    gripper.current_action = np.zeros_like(gripper.current_action)
+
+
 def restore_flat(env: Any, state: np.ndarray) -> None:
     """Put a simulator into a flattened MuJoCo state; ValueError if it is of another model."""
     expected = 1 + env.sim.model.nq + env.sim.model.nv
@@ -116,6 +123,21 @@ def restore_flat(env: Any, state: np.ndarray) -> None:
         raise ValueError(f"a state of {type(env).__name__} has {expected} numbers, this one {len(state)}")
     env.sim.set_state_from_flattened(np.asarray(state, dtype=np.float64))
     env.sim.forward()
+
+
+def restore_recorded(env: Any, recorded: Mapping[str, Any]) -> None:
+    """Put a simulator into a recorded `state`, flattened, of a recorded `model`, XML if it is known.
+
+    Where things stand that cannot move (cabinets, the arm's base) is in the model only.
+    """
+    bodies = ElementTree.fromstring(recorded["model"]).iterfind("./worldbody/body") if recorded.get("model") else ()
+    for body in bodies:
+        if body.get("name") in env.sim.model.body_names and body.find("freejoint") is None:
+            number = env.sim.model.body_name2id(body.get("name"))
+            env.sim.model.body_pos[number] = np.fromstring(body.get("pos", "0 0 0"), sep=" ")
+            if body.get("quat") is not None:
+                env.sim.model.body_quat[number] = np.fromstring(body.get("quat", ""), sep=" ")
+    restore_flat(env, recorded["state"])
 
 
 def versions() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from tensordict import TensorDict
@@ -37,7 +38,7 @@ class Replay:
         n = self.spec.num_envs
         rows = [x.actions[min(self.steps, x.num_steps - 1)] for x in self.playing if x.actions is not None]
         first = self.playing[0]
-        command = self.env.translate(torch.tensor(rows).float(), first.controller or "", first.settings)
+        command = self.env.translate(torch.from_numpy(np.stack(rows)).float(), first.controller or "", first.settings)
         return Action(commands=command[:, None], log_prob=torch.zeros(n, 0), latent=TensorDict({}, [n]), batch_size=[n])
 
     def step(self, command: Float[Tensor, "env action"]) -> Step:

@@ -93,7 +93,7 @@ def _require_success(played: int, sources: Sequence[Source], shortened: int, tol
         raise ValueError(f"{said}: there is nothing to import")
 
 
-def _require_same_task(sources: Sequence[Source], task: str | None) -> None:
+def _require_same_task(sources: Sequence[Source], task: str | int | None) -> None:
     for source in sources:
         if isinstance(task, str) and source.env not in (None, task):
             raise ValueError(f"{source.name} is of the task {source.env}, not {task}: say env.task={source.env}")

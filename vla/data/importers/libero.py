@@ -30,7 +30,7 @@ def read(path: Path) -> Iterator[Source]:
                 settings=controller,
                 instruction=_text(problem.get("language_instruction"), path),
                 success=bool(group["dones"][:].any()) if "dones" in group else None,
-                start=group["states"][0],
+                start={"state": group["states"][0], "model": group.attrs.get("model_file")},
                 states=group["states"][:],
             )
             require_aligned(source, len(source.states))

@@ -32,7 +32,7 @@ def read(path: Path) -> Iterator[Source]:
                 settings=controller,
                 env=env["env_name"],
                 success=_success(group),
-                start=group["states"][0],
+                start={"state": group["states"][0], "model": group.attrs.get("model_file")},
                 states=group["states"][:],
             )
             require_aligned(source, len(source.states))
