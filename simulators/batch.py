@@ -79,7 +79,8 @@ def require_part(num_envs: int, whole: int) -> None:
 
 def _obey(scene: Env, order: Float[Tensor, " action"] | int) -> Step:
     if not isinstance(order, int):
-        return scene.step(order[None]).replace(num_steps=torch.ones(1, dtype=torch.long))
+        step = scene.step(order[None])
+        return step.replace(success_at_end=None, steps_to_success=None, num_steps=torch.ones(1, dtype=torch.long))
     never = torch.zeros(1, dtype=torch.bool)
     return Step(
         obs=scene.reset(order),

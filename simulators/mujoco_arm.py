@@ -76,8 +76,12 @@ class Arm:
             self._turn_to(self.joints())
 
     def rest_here(self) -> None:
-        """Let the arm's spare freedom tend to its present joint angles, as after a reset that began here."""
+        """As if it had long been so: the spare freedom tends to these joint angles, the gripper was sent where it is."""
         self.controller.initial_joint = self.joints()
+        target = round(1 - 2 * self.opening())  # a reset leaves it half open: 0
+        for _ in range(round(abs(target - self.closing) / self.speed) if self.has_gripper else 0):
+            self.robot.gripper.format_action(np.sign(np.full(1, target - self.closing)))
+        self.closing = float(target) if self.has_gripper else self.closing
 
     def get_state(self) -> dict[str, Any]:
         goal = {x: np.copy(v) for x in GOALS if (v := getattr(self.controller, x, None)) is not None}

@@ -61,7 +61,7 @@ class Losing(PointEnv):
 
     def step(self, command):
         step = super().step(command)
-        failed = torch.tensor([self.steps == self.after and self.left[seed] > 0 for seed in self.seeds])
+        failed = torch.tensor([bool((self.steps == self.after).all()) and self.left[seed] > 0 for seed in self.seeds])
         self.left -= Counter([seed for seed, lost in zip(self.seeds, failed.tolist(), strict=True) if lost])
         return step.replace(truncated=step.truncated | failed, failed=failed)
 

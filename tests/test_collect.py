@@ -150,7 +150,7 @@ def test_lost_episodes_are_told_apart_when_workers_are_joined():
     parts = [rollout(Losing(num_envs=2, lost=[1]), policy, seed=0), rollout(Losing(num_envs=2), policy, seed=2)]
     both = join(parts)
     assert both.lost() == [1]
-    kept = outcomes(both, 0)
+    kept = outcomes(both, 0, 10.0)
     assert [x.seed for x in kept] == [0, 2, 3]
     assert summarise(kept, "train")["train/episodes"] == 3
 

@@ -33,7 +33,9 @@ def made(notes: Path) -> int:
 
 
 def played(env, *, seed: int, episodes: int) -> list[evaluation.Episode]:
-    return [x for first, batch in play(env, Homing(2), seed=seed, episodes=episodes) for x in outcomes(batch, first)]
+    return [
+        x for first, batch in play(env, Homing(2), seed=seed, episodes=episodes) for x in outcomes(batch, first, 10.0)
+    ]
 
 
 def processes(env: SubprocessEnv) -> set[int]:
@@ -99,7 +101,7 @@ def test_workers_too_make_only_the_scenes_that_are_needed(env, notes):
     for few in (env.first(1), env.first(3)):  # also where a worker has nothing to do
         episodes = rollout(few, Homing(2), seed=5)
         whole = rollout(PointEnv(4, max_steps=8), Homing(2), seed=5)
-        assert outcomes(episodes, 5) == outcomes(whole, 5)[: few.spec.num_envs]
+        assert outcomes(episodes, 5, 10.0) == outcomes(whole, 5, 10.0)[: few.spec.num_envs]
         assert torch.equal(episodes.obs[0].images["top"], whole.obs[0].images["top"][: few.spec.num_envs])
     assert made(notes) == before
     assert_good_as_new(env, seed=0)
@@ -149,7 +151,7 @@ def test_what_raises_or_hangs_loses_its_own_episodes_and_no_others(env, notes, f
         assert not getattr(episodes, name)[:, :2].any(), name
         rows = min(len(episodes), len(whole))
         assert torch.equal(getattr(episodes, name)[:rows, 2:], getattr(whole, name)[:rows, 2:]), name
-    assert [x.seed for x in outcomes(episodes, 24)] == [26, 27]
+    assert [x.seed for x in outcomes(episodes, 24, 10.0)] == [26, 27]
     assert_good_as_new(env, seed=24)
 
 
@@ -176,7 +178,7 @@ def test_an_episode_that_ended_before_its_worker_died_counts():
     early = [i for i, n in enumerate(whole.num_steps.sum(0).tolist()) if n < 6]
     assert 0 < len(early) < 4
     assert [i for i in range(4) if i not in late.lost()] == early
-    assert outcomes(late, 0) == [x for i, x in enumerate(outcomes(whole, 0)) if i in early]
+    assert outcomes(late, 0, 10.0) == [x for i, x in enumerate(outcomes(whole, 0, 10.0)) if i in early]
 
 
 class Wavering(Homing):
@@ -194,7 +196,7 @@ def test_lost_episodes_are_played_again_until_all_are_as_if_nothing_had_happened
     theirs = list(play(PointEnv(4), actor, seed=0, episodes=10))
     assert lost == {0: 2, 3: 1, 8: 1}
     for (first, a), (_, b) in zip(ours, theirs, strict=True):
-        assert outcomes(a, first) == outcomes(b, first)
+        assert outcomes(a, first, 10.0) == outcomes(b, first, 10.0)
         assert torch.equal(a.valid, b.valid)
         assert torch.equal(a.executed, b.executed)
 
