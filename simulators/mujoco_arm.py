@@ -76,7 +76,7 @@ class Arm:
             self._turn_to(self.joints())
 
     def rest_here(self) -> None:
-        """As if it had long been so: the spare freedom tends to these joint angles, the gripper was sent where it is."""
+        """As if long so: the spare freedom tends to these joint angles, the gripper was sent to where it is."""
         self.controller.initial_joint = self.joints()
         target = round(1 - 2 * self.opening())  # a reset leaves it half open: 0
         for _ in range(round(abs(target - self.closing) / self.speed) if self.has_gripper else 0):
