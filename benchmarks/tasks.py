@@ -1,7 +1,8 @@
 """The table of tasks: `python -m benchmarks.tasks` writes `docs/tasks.md` from the simulators and `docs/experts.csv`.
 
 A simulator joins with a function that yields its rows, named in `SIMULATORS`. `python -m benchmarks.tasks maniskill`
-asks only that one again and leaves the other sections as they are.
+asks only that one again and leaves the other sections as they are; `python -m benchmarks.tasks figures` asks none and
+brings only the experts' figures up to date.
 """
 
 import sys
@@ -39,11 +40,12 @@ class Row:
 
 
 def main() -> None:
-    asked = sys.argv[1:] or list(SIMULATORS)
+    asked = [x for x in sys.argv[1:] if x != "figures"] or ([] if sys.argv[1:] else list(SIMULATORS))
     if unknown := set(asked) - SIMULATORS.keys():
         sys.exit(f"no rows for {', '.join(sorted(unknown))}; there are for {', '.join(SIMULATORS)}")
-    old = sections(PAGE.read_text()) if PAGE.exists() else {}
     measured = read()
+    page = sections(PAGE.read_text()) if PAGE.exists() else {}
+    old = {name: with_figures(body, name, measured) for name, body in page.items()}
     new = {name: section(list(SIMULATORS[name]()), name, measured) for name in asked}
     write_atomically(PAGE, "\n".join([HEAD, *(f"## {name}\n\n{body}" for name, body in sorted((old | new).items()))]))
 
@@ -71,6 +73,14 @@ def section(rows: list[Row], simulator: str, measured: list[Measured]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def with_figures(body: str, simulator: str, measured: list[Measured]) -> str:
+    """A section written before, with the experts' figures as they are now."""
+    title, rule, *lines = body.splitlines()
+    cells = [line.strip("| ").split(" | ") for line in lines]
+    new = [[*row[:-1], expert(simulator, row[0], measured)] for row in cells]
+    return "\n".join([title, rule, *(f"| {' | '.join(row)} |" for row in new)]) + "\n"
 
 
 def expert(simulator: str, task: str, measured: list[Measured]) -> str:

@@ -33,7 +33,7 @@ def make(
             num_envs=num_envs,
             obs_mode="none",  # we observe ourselves, only when asked
             control_mode="pd_joint_pos",
-            reward_mode=reward,
+            reward_mode=_reward_mode(task, reward),
             sim_backend="physx_cpu" if backend == "cpu" else "physx_cuda",
             render_backend="cpu" if backend == "cpu" else "gpu",
             sensor_configs=sensors,
@@ -53,6 +53,18 @@ def _own_robot(task: str, robot: str | None) -> Iterator[None]:
         if "robot_uids" not in str(error):
             raise
         raise ValueError(f"task {task} is made for its own robot and takes no other; leave out robot={robot}") from None
+
+
+def _reward_mode(task: str, reward: str) -> str:
+    """ManiSkill's name for a reward; a task without success has none where `sparse` is asked for."""
+    from mani_skill.utils.registration import REGISTERED_ENVS
+
+    supported = REGISTERED_ENVS[task].cls.SUPPORTED_REWARD_MODES
+    if reward in supported:
+        return reward
+    if reward == "sparse" and "none" in supported:
+        return "none"
+    raise ValueError(f"task {task} has no reward {reward!r}, only {', '.join(supported)}")
 
 
 def _check_robot(robot: str | None) -> None:

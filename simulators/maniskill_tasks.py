@@ -32,7 +32,7 @@ TASKS = {
     "PullCubeTool-v1": Task("pull the cube closer with the tool", "cube within 60 cm of the robot's base"),
     "PegInsertionSide-v1": Task(
         "insert the peg into the hole from the side",
-        "peg's head at the hole's middle or up to 15 mm before it",
+        "peg's head at most 15 mm short of the hole's middle",
     ),
     "PlugCharger-v1": Task("plug the charger into the receptacle", "charger within 5 mm and 0.2 rad of plugged in"),
     "PlaceSphere-v1": Task("put the sphere into the bin", "sphere within 5 mm of its place in the bin, still, let go"),

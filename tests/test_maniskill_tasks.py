@@ -11,8 +11,18 @@ from vla import geometry
 
 NOT_ONE_ARM = {
     "TwoRobotPickCube-v1": "it has 2 robots",
-    "TriFingerRotateCubeLevel0-v1": "robot trifingerpro has no tool",
+    "TriFingerRotateCubeLevel0-v1": "its robot trifingerpro has no tool",
 }
+
+
+OTHER_HANDS = ("RotateValveLevel0-v1", "RotateSingleObjectInHandLevel0-v1", "UnitreeG1PlaceAppleInBowl-v1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", OTHER_HANDS)
+def test_a_hand_or_a_humanoid_is_refused_by_its_name(task):
+    with pytest.raises(ValueError, match=f"{task} is not for one arm with a tool: its robot "):
+        ManiSkillEnv(task, images=False)
 
 
 @pytest.mark.parametrize("task", NOT_ONE_ARM)
@@ -70,6 +80,11 @@ def test_a_stick_in_place_of_a_gripper_is_moved_by_metres_and_reads_shut():
     torch.testing.assert_close(moved, torch.tensor([0.0, 0.04, 0.08]), atol=0.002, rtol=0)
     assert obs.privileged["gripper"].item() == 0
     env.close()
+
+
+def test_a_reward_that_a_task_does_not_have_is_refused_with_those_it_has():
+    with pytest.raises(ValueError, match=r"StackPyramid-v1 has no reward 'dense', only none, sparse"):
+        ManiSkillEnv("StackPyramid-v1", reward="dense", images=False)
 
 
 def test_ink_is_for_so_many_steps():
