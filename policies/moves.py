@@ -127,6 +127,67 @@ def put(
     return either(there, let_go(scene, spot[:, 2] + clear, name), fetch(scene, name, grip, carry))
 
 
+def set_down(
+    scene: Scene, name: str, spot: Float[Tensor, "batch 3"], aligned: float = 0.012
+) -> Float[Tensor, "batch 7"]:
+    """Where the tool takes what it holds to bring its middle to `spot` from above, within `aligned` metres of it."""
+    thing = scene.objects[name]
+    offset = thing[:, :3] - spot
+    over = offset[:, :2].norm(dim=-1) < aligned
+    height = spot[:, 2] + torch.where(over, 0.0, HOVER)
+    above = torch.cat([spot[:, :2], height[:, None]], -1)
+    rising = ~over & (offset[:, 2] < 0.02) & (offset[:, :2].norm(dim=-1) < 0.12)
+    above = torch.where(rising[:, None], torch.cat([thing[:, :2], height[:, None]], -1), above)
+    return steady(scene, torch.cat([scene.tcp[:, :3] + above - thing[:, :3], scene.tcp[:, 3:]], -1))
+
+
+def carrying(scene: Scene, name: str, wanted: Float[Tensor, "batch 7"]) -> Float[Tensor, "batch 7"]:
+    """Where the tool takes what it holds to bring it to the pose `wanted`."""
+    return compose(wanted, geometry.to_frame(scene.objects[name], scene.tcp))
+
+
+def insertion(
+    scene: Scene,
+    head: Float[Tensor, "batch 7"],
+    goal: Float[Tensor, "batch 7"],
+    depth: Float[Tensor, " batch"],
+    slack: float,
+) -> Float[Tensor, "batch 7"]:
+    """Where the tool takes what it holds to bring its `head` along the x axis of `goal` to that pose.
+
+    The mouth of the hole is `depth` metres before the goal. The head waits a little before it until it is within
+    `slack` metres of the axis (0.1 rad of tilt count as 1 cm), and goes on only while it stays about as near.
+    """
+    local = geometry.to_frame(goal, head)
+    turn = geometry.to_rotation_vector(local[:, 3:]).norm(dim=-1)
+    error = local[:, 1:3].norm(dim=-1) + 0.1 * turn
+    waits = (local[:, 0] < -depth - 0.002) & (error > slack)
+    onward = local[:, 0] + min(0.03, 10 * slack) * (2 - error / slack).clamp(-1, 1)
+    x = torch.where(waits, -depth - (0.02 + 0.5 * error).clamp(max=0.12), onward.clamp(max=0.01))
+    straight = torch.zeros_like(local)
+    straight[:, 0], straight[:, 6] = x, 1
+    tool = compose(compose(goal, straight), geometry.to_frame(head, scene.tcp))
+    return _precisely(scene, tool, along(goal))
+
+
+def _precisely(
+    scene: Scene, target: Float[Tensor, "batch 7"], axis: Float[Tensor, "batch 3"]
+) -> Float[Tensor, "batch 7"]:
+    """`target`; near it, what lacks across `axis` is added to the commanded pose, for the arm rests a little beside it.
+
+    Along the axis nothing adds up: something may be in the way.
+    """
+    lacks = target[:, :3] - scene.tcp[:, :3]
+    turn = geometry.turn_between(scene.tcp[:, 3:], target[:, 3:])
+    near = (lacks.norm(dim=-1) < 0.03) & (turn.norm(dim=-1) < 0.1)
+    across_axis = lacks - (lacks * axis).sum(-1, keepdim=True) * axis
+    lead = scene.commanded[:, :3] - scene.tcp[:, :3]
+    lead = lead - (lead * axis).sum(-1, keepdim=True) * axis
+    position = target[:, :3] - across_axis + lead + 0.4 * across_axis
+    rotation = geometry.multiply(geometry.from_rotation_vector(0.4 * turn), scene.commanded[:, 3:])
+    return torch.where(near[:, None], torch.cat([position, rotation], -1), target)
+
+
 def through_funnel(
     scene: Scene, goal: Float[Tensor, "batch 7"], turn: Float[Tensor, " batch"]
 ) -> Float[Tensor, "batch 7"]:
@@ -180,6 +241,28 @@ def across_faces(
 def nothing(scene: Scene) -> Float[Tensor, "batch 7"]:
     """An obstacle that is nowhere near."""
     return torch.full_like(scene.tcp, 100.0)
+
+
+def compose(frame: Float[Tensor, "batch 7"], local: Float[Tensor, "batch 7"]) -> Float[Tensor, "batch 7"]:
+    """The pose that is `local` as seen from `frame`."""
+    position = frame[:, :3] + geometry.rotate(frame[:, 3:], local[:, :3])
+    return torch.cat([position, geometry.multiply(frame[:, 3:], local[:, 3:])], -1)
+
+
+def along(pose: Float[Tensor, "batch 7"], axis: int = 0) -> Float[Tensor, "batch 3"]:
+    """The direction of one of a thing's own axes."""
+    return geometry.rotate(pose[:, 3:], torch.eye(3)[axis].expand(len(pose), 3))
+
+
+def heading(direction: Float[Tensor, "batch 3"]) -> Float[Tensor, " batch"]:
+    """The angle of a direction about the vertical, from x towards y."""
+    return torch.atan2(direction[:, 1], direction[:, 0])
+
+
+def across(scene: Scene, yaw: Float[Tensor, " batch"], period: float = torch.pi) -> Float[Tensor, "batch 4"]:
+    """Pointing down with the tool's x axis along `yaw`, or what is nearer to it as it is now and looks the same."""
+    present = heading(along(scene.tcp))
+    return pointing_down(yaw + period * ((present - yaw) / period).round())
 
 
 def point_of(pose: Float[Tensor, "batch 7"], at: tuple[float, float, float]) -> Float[Tensor, "batch 3"]:

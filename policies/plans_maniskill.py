@@ -1,6 +1,10 @@
 """Plans for ManiSkill's tasks."""
 
+from dataclasses import replace
+
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from policies.moves import (
     HOVER,
@@ -9,12 +13,19 @@ from policies.moves import (
     Scene,
     Skill,
     about_y,
+    across,
+    along,
+    carrying,
+    compose,
     either,
     fetch,
     grasp_then,
+    heading,
+    insertion,
     let_go,
     nothing,
     pointing_down,
+    set_down,
     steady,
     through_funnel,
 )
@@ -31,17 +42,134 @@ def pick_cube(scene: Scene) -> Plan:
 
 
 def stack_cube(scene: Scene) -> Plan:
-    cube, base = scene.objects["cubeA"], scene.objects["cubeB"]
-    offset = cube[:, :3] - base[:, :3]
-    aligned = offset[:, :2].norm(dim=-1) < 0.012
-    height = base[:, 2] + CUBE + torch.where(aligned, 0.0, HOVER)
-    above = torch.cat([base[:, :2], height[:, None]], -1)
-    rising = ~aligned & (offset[:, 2] < CUBE + 0.02) & (offset[:, :2].norm(dim=-1) < 0.12)
-    above = torch.where(rising[:, None], torch.cat([cube[:, :2], height[:, None]], -1), above)
-    carry = steady(scene, torch.cat([scene.tcp[:, :3] + above - cube[:, :3], scene.tcp[:, 3:]], -1))
-    stacked = (offset[:, :2].norm(dim=-1) < 0.025) & ((offset[:, 2] - CUBE).abs() < 0.006)
-    target, gripper = grasp_then(scene, "cubeA", cube, carry, base)
-    return either(stacked, let_go(scene, base[:, 2] + CUBE + HOVER), (target, gripper))
+    base = scene.objects["cubeB"]
+    top = torch.cat([base[:, :2], base[:, 2:3] + CUBE], -1)
+    return _stack(scene, "cubeA", top, obstacle=base)
+
+
+def _stack(scene: Scene, name: str, spot: Float[Tensor, "batch 3"], obstacle: Float[Tensor, "batch 7"]) -> Plan:
+    """Put a cube with its middle on `spot`, and leave it there."""
+    cube = scene.objects[name]
+    offset = cube[:, :3] - spot
+    stacked = (offset[:, :2].norm(dim=-1) < 0.025) & (offset[:, 2].abs() < 0.006)
+    put = grasp_then(scene, name, cube, set_down(scene, name, spot), obstacle)
+    return either(stacked, let_go(scene, spot[:, 2] + HOVER), put)
+
+
+def stack_pyramid(scene: Scene) -> Plan:
+    """The red cube beside the green one, as the fingers that hold it allow; then the blue one on both."""
+    red, green, blue = (scene.objects[f"cube{x}"] for x in "ABC")
+    apart = (red - green)[:, :2].norm(dim=-1)
+    beside = (apart < 0.057) & ((red - green)[:, 2].abs() < 0.006)
+    middle = (red[:, :3] + green[:, :3]) / 2
+    top = torch.cat([middle[:, :2], middle[:, 2:] + CUBE], -1)
+    blue_on_top = _stack(scene, "cubeC", top, _nearest(blue, red, green))
+    leave = let_go(scene, green[:, 2] + CUBE + HOVER)
+    fetched = grasp_then(
+        scene, "cubeA", red, set_down(scene, "cubeA", _beside(scene, green, blue)), _nearest(red, green, blue)
+    )
+    leaving = scene.around("cubeA") & (red[:, 2] < green[:, 2] + 0.006)
+    return either(beside, either(leaving, leave, blue_on_top), fetched)
+
+
+def _beside(scene: Scene, green: Tensor, blue: Tensor) -> Float[Tensor, "batch 3"]:
+    """Next to the green cube, in line with the tool's x axis, no finger between: on our side, if blue is not there."""
+    line = along(scene.tcp)
+    line = -line * line[:, :1].sign()
+    turned = (heading(line) - heading(along(green))) % (torch.pi / 2)
+    reach = (CUBE / 2 * (1 + turned.cos() + turned.sin()) + 0.004)[:, None]
+    near, far = green[:, :3] + reach * line, green[:, :3] - reach * line
+    free = (blue[:, :3] - near)[:, :2].norm(dim=-1, keepdim=True) > 0.065
+    return torch.cat([torch.where(free, near, far)[:, :2], green[:, 2:3]], -1)
+
+
+def _nearest(cube: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    closer = (a - cube)[:, :2].norm(dim=-1) < (b - cube)[:, :2].norm(dim=-1)
+    return torch.where(closer[:, None], a, b)
+
+
+def place_sphere(scene: Scene) -> Plan:
+    ball, bin = scene.objects["sphere"], scene.objects["bin"]
+    spot = torch.cat([bin[:, :2], bin[:, 2:3] + 0.0025 + 0.02], -1)
+    offset = ball[:, :3] - spot
+    inside = (offset[:, :2].norm(dim=-1) < 0.004) & (offset[:, 2].abs() < 0.004)
+    grip = torch.cat([ball[:, :3], across(scene, scene.tcp.new_zeros(len(ball)))], -1)
+    return either(
+        inside, let_go(scene, spot[:, 2] + HOVER), fetch(scene, "sphere", grip, set_down(scene, "sphere", spot, 0.004))
+    )
+
+
+def pull_cube_tool(scene: Scene) -> Plan:
+    """Hold the L by the end of its handle, hook the cube from above and drag it near."""
+    tool, cube = scene.objects["l_shape_tool"], scene.objects["cube"]
+    local = geometry.to_frame(tool, cube)
+    hooked = (
+        (local[:, 0] > 0.05) & (local[:, 0] < 0.14) & (local[:, 1] > 0.03) & (local[:, 1] < 0.1) & (tool[:, 2] < 0.045)
+    )
+    over = cube[:, :3] + cube.new_tensor([-0.11, -0.062, 0])
+    away = (over - tool[:, :3])[:, :2].norm(dim=-1)
+    height = 0.027 + 0.085 * ((away - 0.01) / 0.03).clamp(0, 1)
+    over = torch.cat(
+        [torch.where((tool[:, 2] > height - 0.02)[:, None], over[:, :2], tool[:, :2]), height[:, None]], -1
+    )
+    drag = torch.cat([tool[:, :2] + tool.new_tensor([-0.04, 0.008]), torch.full_like(height, 0.027)[:, None]], -1)
+    flat = tool.new_tensor([0.0, 0, 0, 1]).expand(len(tool), 4)
+    wanted = torch.cat([torch.where(hooked[:, None], drag, over), flat], -1)
+    grip = torch.cat([scene.grip_point("l_shape_tool"), across(scene, heading(along(tool)))], -1)
+    return fetch(scene, "l_shape_tool", grip, carrying(scene, "l_shape_tool", wanted))
+
+
+def insert_peg(scene: Scene) -> Plan:
+    peg, head, side, hole = (scene.objects[x] for x in ("peg", "peg_head", "peg_side", "box_hole"))
+    half_length = (head - peg)[:, :3].norm(dim=-1)
+    width = 2 * (side - peg)[:, :3].norm(dim=-1)
+    scene = replace(scene, grips={"peg": Grip(width, scene.grips["peg"].at)})
+    grip = torch.cat([scene.grip_point("peg"), across(scene, heading(along(peg)))], -1)
+    return fetch(scene, "peg", grip, insertion(scene, head, hole, half_length, 0.004))
+
+
+def plug_charger(scene: Scene) -> Plan:
+    charger, receptacle = scene.objects["charger"], scene.objects["receptacle"]
+    goal = compose(receptacle, receptacle.new_tensor([0.0, 0, 0, 0, 0, 1, 0]).expand(len(receptacle), 7))
+    grip = torch.cat([scene.grip_point("charger"), across(scene, heading(along(charger)))], -1)
+    return fetch(scene, "charger", grip, insertion(scene, charger, goal, torch.full_like(scene.opening, 0.017), 0.001))
+
+
+def poke_cube(scene: Scene) -> Plan:
+    """Hold the peg by its tail, bring its head in line with the cube and push the cube on, flat on the table."""
+    peg, cube, goal = (scene.objects[x] for x in ("peg", "cube", "goal_region"))
+    aside = cube[:, 1] - peg[:, 1]
+    behind = cube[:, 0] - 0.02 - 0.12 - peg[:, 0]  # from the head to the cube
+    left = goal[:, 0] - 0.03 - cube[:, 0]
+    onward = torch.where(
+        aside.abs() < 0.012, (behind.clamp(min=0) + left).clamp(max=0.05), (behind - 0.03).clamp(max=0)
+    )
+    position = torch.stack([peg[:, 0] + onward, cube[:, 1], torch.full_like(aside, 0.026)], -1)
+    wanted = torch.cat([position, peg.new_tensor([0.0, 0, 0, 1]).expand(len(peg), 4)], -1)
+    grip = torch.cat([scene.grip_point("peg"), across(scene, heading(along(peg)))], -1)
+    return fetch(scene, "peg", grip, carrying(scene, "peg", wanted))
+
+
+def roll_ball(scene: Scene) -> Plan:
+    """Go behind the ball and hit it towards the goal; once it rolls, nothing more can be done.
+
+    Close to the base the fingers point a little back, for the arm cannot fold any further.
+    """
+    ball, goal = scene.objects["ball"], scene.objects["goal_region"]
+    way = torch.nn.functional.normalize((goal - ball)[:, :2], dim=-1)
+    offset = scene.tcp[:, :2] - ball[:, :2]
+    behind = -(offset * way).sum(-1)
+    beside = offset[:, 1] * way[:, 0] - offset[:, 0] * way[:, 1]
+    close = ((0.45 - ball[:, 0]) / 0.1).clamp(0, 1)
+    down = geometry.multiply(about_y(0.25 * close), across(scene, torch.atan2(way[:, 1], way[:, 0])))
+    height = ball[:, 2:3] + 0.005
+    start = torch.cat([ball[:, :2] - (0.11 - 0.04 * close)[:, None] * way, height, down], -1)
+    in_line = beside.abs() < torch.where(behind > 0.055, 0.004, 0.02)
+    ready = (behind > 0) & (behind < 0.13) & in_line & (scene.tcp[:, 2] < 0.055)
+    hit = torch.cat([ball[:, :2] + 0.1 * way, height, down], -1)
+    target = torch.where(ready[:, None], hit, through_funnel(scene, start, torch.zeros_like(behind)))
+    gone = ball[:, 0] > 0.85
+    return torch.where(gone[:, None], scene.commanded, target), torch.zeros_like(behind)
 
 
 def push_cube(scene: Scene) -> Plan:
@@ -98,4 +226,11 @@ PLANS = {
     "PushCube-v1": Skill(push_cube),
     "PullCube-v1": Skill(pull_cube),
     "LiftPegUpright-v1": Skill(lift_peg, {"peg": Grip(0.05)}),
+    "StackPyramid-v1": Skill(stack_pyramid, {"cubeA": Grip(CUBE), "cubeC": Grip(CUBE)}),
+    "PlaceSphere-v1": Skill(place_sphere, {"sphere": Grip(0.04)}),
+    "PullCubeTool-v1": Skill(pull_cube_tool, {"l_shape_tool": Grip(0.05, (0.045, 0.0, 0.0))}),
+    "PegInsertionSide-v1": Skill(insert_peg, {"peg": Grip(0.04, (-0.05, 0.0, 0.0))}),
+    "PlugCharger-v1": Skill(plug_charger, {"charger": Grip(0.03, (-0.026, 0.0, 0.0))}),
+    "PokeCube-v1": Skill(poke_cube, {"peg": Grip(0.05, (-0.07, 0.0, 0.0))}),
+    "RollBall-v1": Skill(roll_ball),
 }

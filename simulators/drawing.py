@@ -85,7 +85,7 @@ def place(camera: Any, view: View, base: Any) -> None:
     from mani_skill.utils import sapien_utils
 
     if view.eye is not None:
-        camera.set_local_pose((base * sapien_utils.look_at(view.eye, view.target)).sp)
+        camera.set_local_pose(base[0].sp * sapien_utils.look_at(view.eye, view.target).sp)  # alike in every copy
 
 
 def describe(name: str, sensor: Any, base: Float[Tensor, "env 7"]) -> Camera:

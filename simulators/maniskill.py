@@ -6,7 +6,6 @@ the measured pose: we keep the commanded pose ourselves, solve for joint angles 
 
 import functools
 import hashlib
-import logging
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
@@ -16,9 +15,12 @@ from jaxtyping import Bool, Float
 from tensordict import TensorDict
 from torch import Tensor
 
+from simulators.arms import Arm
 from simulators.batch import SceneBatch
 from simulators.drawing import Views, chosen, describe, place, sensor_configs, views_of
+from simulators.maniskill_make import make
 from simulators.maniskill_native import NativeController, restore
+from simulators.maniskill_tasks import TASKS, parts
 from simulators.meshes import simplify_visuals
 from simulators.rendering import require_vulkan
 from simulators.subprocess import SubprocessEnv
@@ -26,23 +28,7 @@ from simulators.tally import Tally
 from vla import geometry
 from vla.types import ChunkEnv, Command, CommandKind, EnvSpec, Observation, Step
 
-INSTRUCTIONS = {
-    "PickCube-v1": "pick up the red cube and move it to the goal",
-    "PushCube-v1": "push the blue cube onto the red and white target",
-    "PullCube-v1": "pull the blue cube onto the red and white target",
-    "StackCube-v1": "stack the red cube on the green cube",
-    "LiftPegUpright-v1": "stand the peg upright",
-    "PokeCube-v1": "poke the cube with the peg",
-    "PullCubeTool-v1": "pull the cube closer with the tool",
-    "PegInsertionSide-v1": "insert the peg into the hole from the side",
-    "PlugCharger-v1": "plug the charger into the receptacle",
-    "PlaceSphere-v1": "put the sphere into the bin",
-    "RollBall-v1": "roll the ball onto the target",
-    "StackPyramid-v1": "build a pyramid from the three cubes",
-    "PushT-v1": "push the T onto its outline",
-}
-SCENERY = ("ground", "table-workspace")  # what never moves is not worth a place in `privileged`
-FINGER_TRAVEL = 0.08  # metres between the Panda's open fingers
+SCENERY = ("ground", "table-workspace", "canvas", "camera_mount", "dot_")  # no place in `privileged`: names begin so
 LEASH = (0.1, 0.8)  # how far the commanded pose may lead the measured one: metres, radians
 
 
@@ -59,32 +45,15 @@ def maniskill(task: str, num_envs: int, workers: int = 0, backend: str = "auto",
     if backend == "gpu" or (backend == "auto" and torch.cuda.is_available()):
         require_vulkan()
         return ManiSkillEnv(task, num_envs=num_envs, backend="gpu", **options)
-    make = functools.partial(ManiSkillEnv, task, **options)
+    scene = functools.partial(ManiSkillEnv, task, **options)
     if workers == 0:
         require_vulkan()
-        return SceneBatch(make, num_envs)
+        return SceneBatch(scene, num_envs)
     try:
-        return SubprocessEnv(make, num_envs, min(workers, num_envs))
+        return SubprocessEnv(scene, num_envs, min(workers, num_envs))
     except RuntimeError:  # a driver that does not work may have killed the worker
         require_vulkan()
         raise
-
-
-def check_task(task: str) -> None:
-    """Raise ValueError unless `task` is registered and all it needs is on this machine; never asks or downloads."""
-    import mani_skill.envs  # noqa: F401 -- registers the tasks
-    from mani_skill.utils import assets
-    from mani_skill.utils.registration import REGISTERED_ENVS
-
-    if task not in REGISTERED_ENVS:
-        known = ", ".join(sorted(INSTRUCTIONS))
-        raise ValueError(f"ManiSkill has no task {task!r}; tasks that need no download: {known}")
-    missing = [x for x in REGISTERED_ENVS[task].asset_download_ids or [] if not assets.is_data_source_downloaded(x)]
-    if missing:
-        raise ValueError(
-            f"task {task} needs {', '.join(missing)}, which is not on this machine; get it with "
-            f"`python -m mani_skill.utils.download_asset {task}`"
-        )
 
 
 class ManiSkillEnv:
@@ -107,7 +76,7 @@ class ManiSkillEnv:
         num_envs: int = 1,
         backend: str = "cpu",
         command: CommandKind = "ee_delta",
-        robot: str = "panda",
+        robot: str | None = None,
         image_size: int = 128,
         images: bool = True,
         cameras: Views = None,
@@ -120,17 +89,19 @@ class ManiSkillEnv:
     ):
         self.task, self.drawing, self.ends_on_success = task, drawing, ends_on_success
         self.lighter = drawing == "light" and images and backend == "cpu"
-        self.instruction = INSTRUCTIONS.get(task, task.removesuffix("-v1"))
+        self.instruction = TASKS[task].instruction if task in TASKS else task.removesuffix("-v1")
         views = views_of(cameras)
         seen_by = sensor_configs(drawing, image_size, views)
-        registered_steps, self.sim = _make(task, num_envs, backend, robot, seen_by, reward)
+        registered_steps, self.sim = make(task, num_envs, backend, robot, seen_by, reward)
+        ink = getattr(self.sim, "MAX_DOTS", None)
+        if ink is not None and (max_steps or 0) > ink:
+            raise ValueError(f"task {task} has ink for {ink} steps, got max_steps={max_steps}")
         self.device = self.sim.device
         self.cameras = chosen(self.sim._sensors, views) if images else {}
-        self._find_arm(task, command)
+        self.arm = Arm(self.sim, task, command)
         self.sim.reset(seed=0 if num_envs == 1 else list(range(num_envs)))
         self.base = _pose_xyzw(self.sim.agent.robot.pose)
         self._draw_as_wanted()
-        self.goal = next((x for x in self.sim._hidden_objects if "goal" in x.name), None)
         self.over = torch.ones(num_envs, dtype=torch.bool)  # nothing moves before the first reset
         self.native: NativeController | None
         self.last: Observation
@@ -146,6 +117,7 @@ class ManiSkillEnv:
         )
 
     def reset(self, seed: int) -> Observation:
+        """Start episode i from `seed + i`; on the GPU, shapes that a task draws while it builds its scene stay."""
         n = self.spec.num_envs
         self.sim.reset(seed=seed if n == 1 else [seed + i for i in range(n)])
         return self._begin()
@@ -214,7 +186,7 @@ class ManiSkillEnv:
         self.steps = 0
         self.native = None
         self.commanded = self._measured()
-        self.joints = self.sim.agent.robot.get_qpos()[:, self.arm_joints].clone()
+        self.joints = self.arm.angles().clone()
         self.last = self._observe()
         return self.last.clone()
 
@@ -238,24 +210,19 @@ class ManiSkillEnv:
             applied = self._aim(geometry.limit_ee_delta(command, self.spec.command), gripper)
         else:
             applied = self._turn_joints(command[:, :-1], gripper)
-        native = [self.joints, *([gripper.to(self.device) * 2 - 1] if self.has_gripper else [])]
-        _, reward, terminated, _, info = self.sim.step(torch.cat(native, -1))
+        _, reward, terminated, _, info = self.sim.step(self.arm.native(self.joints, gripper))
         success = info.get("success", torch.zeros_like(terminated))
         terminated = terminated if self.ends_on_success else info.get("fail", torch.zeros_like(terminated))
         return applied, reward.float().cpu(), success.bool().cpu(), terminated.bool().cpu()
 
     def _aim(self, command: Float[Tensor, "env 7"], gripper: Float[Tensor, "env 1"]) -> Float[Tensor, "env 7"]:
         """Move the commanded pose and find joint angles for it; where there are none, stay."""
-        measured = self._measured()
-        wanted = geometry.advance(self.commanded, measured, command, LEASH)
-        joints = self.kinematics.compute_ik(
-            pose=self._native_pose(wanted), q0=self.sim.agent.robot.get_qpos(), current_pose=self._native_pose(measured)
-        )
+        wanted = geometry.advance(self.commanded, self._measured(), command, LEASH)
+        joints, found = self.arm.solve(wanted)
         applied = geometry.delta_between(self.commanded, wanted, gripper)
-        if joints is None:
-            return torch.cat([torch.zeros_like(applied[:, :6]), gripper], -1)
-        self.commanded, self.joints = wanted, joints
-        return applied
+        self.joints = torch.where(found[:, None].to(self.device), joints, self.joints)
+        self.commanded = torch.where(found[:, None], wanted, self.commanded)
+        return torch.cat([applied[:, :6] * found[:, None], gripper], -1)
 
     def _turn_joints(self, command: Float[Tensor, "env joints"], gripper: Tensor) -> Float[Tensor, "env action"]:
         command = command.to(self.device)
@@ -272,14 +239,14 @@ class ManiSkillEnv:
         n = self.spec.num_envs
         measured = self._measured()
         objects = self._objects()
-        poses = self._in_base(*(actor.pose for actor in objects.values()))
+        poses = self._in_base(*objects.values())
         privileged = dict(zip(objects, poses, strict=True))
         return Observation(
             images=TensorDict(self._render() if self.cameras else {}, [n]),
             proprio=self._proprio(measured),
             instruction=[self.instruction] * n,
             privileged=TensorDict(
-                {**privileged, "tcp": measured, "commanded": self.commanded.clone(), "gripper": self._opening()}, [n]
+                {**privileged, "tcp": measured, "commanded": self.commanded.clone(), "gripper": self.arm.opening()}, [n]
             ),
             batch_size=[n],
         )
@@ -299,44 +266,41 @@ class ManiSkillEnv:
     def _proprio(self, measured: Float[Tensor, "env 7"]) -> Float[Tensor, "env proprio"]:
         x, y = torch.eye(3)[:2, None].expand(2, len(measured), 3)
         axes = geometry.rotate(measured[:, 3:].expand(2, -1, 4), torch.stack([x, y]))
-        opening = self._opening()
+        opening = self.arm.opening()
         ahead = geometry.delta_between(measured, self.commanded, opening)[:, :6]
         parts = [measured[:, :3], *axes, opening, ahead]
         if self.spec.command.kind != "ee_delta":
-            parts.append(self.sim.agent.robot.get_qpos()[:, self.arm_joints].cpu())
+            parts.append(self.arm.angles().cpu())
         if self.goal is not None:
-            parts.append(self._pose(self.goal)[:, :3] - measured[:, :3])
+            parts.append(self._in_base(self.goal.pose)[0][:, :3] - measured[:, :3])
         return torch.cat(parts, -1)
 
     def _meaning(self, kind: CommandKind, max_translation: float, max_rotation: float) -> Command:
         if kind == "ee_delta":
             return Command(kind, 7, max_translation, max_rotation)
-        return Command(kind, self.num_joints + 1, max_rotation=max_rotation if kind == "joint_delta" else None)
-
-    def _opening(self) -> Float[Tensor, "env 1"]:
-        """How far the gripper is open, measured, from 0 to 1; 0 for a tool without one."""
-        if not self.has_gripper:
-            return torch.zeros(self.sim.num_envs, 1)
-        fingers = self.sim.agent.robot.get_qpos()[:, -2:].sum(-1, keepdim=True).cpu()
-        return (fingers / FINGER_TRAVEL).clamp(0, 1)
+        return Command(kind, self.arm.num_joints + 1, max_rotation=max_rotation if kind == "joint_delta" else None)
 
     def _proprio_layout(self, command: CommandKind) -> tuple[tuple[str, int], ...]:
         layout = [("position", 3), ("rotation", 6), ("gripper", 1), ("lead_position", 3), ("lead_rotation", 3)]
         if command != "ee_delta":
-            layout.append(("joint_position", self.num_joints))
+            layout.append(("joint_position", self.arm.num_joints))
         if self.goal is not None:
             layout.append(("goal_offset", 3))
         return tuple(layout)
 
+    @property
+    def goal(self) -> Any:
+        """What cameras are not shown but a policy must know, if there is such a thing."""
+        return next((x for x in self.sim._hidden_objects if "goal" in x.name), None)
+
     def _objects(self) -> dict[str, Any]:
-        return {name: actor for name, actor in self.sim.scene.actors.items() if name not in SCENERY}
+        """Poses by name; things that differ in shape from copy to copy count as one (`scene.actors` has them apart)."""
+        actors = self.sim.scene.state_dict_registry.actors
+        things = {name: actor.pose for name, actor in actors.items() if not name.startswith(SCENERY)}
+        return things | parts(self.sim)
 
     def _measured(self) -> Float[Tensor, "env 7"]:
-        return self._pose(self.sim.agent.tcp)
-
-    def _pose(self, thing: Any) -> Float[Tensor, "env 7"]:
-        """A copy of where `thing` is, in the robot's base frame."""
-        return self._in_base(thing.pose)[0]
+        return self._in_base(self.arm.tool)[0]
 
     def _in_base(self, *poses: Any) -> Float[Tensor, "pose env 7"]:
         """Poses of the simulator in the base frame, in one go: many small operations cost more than the physics."""
@@ -346,47 +310,6 @@ class ManiSkillEnv:
         return geometry.to_frame(
             self.base.expand_as(native), torch.cat([native[..., :3], geometry.wxyz_to_xyzw(native[..., 3:])], -1)
         )
-
-    def _native_pose(self, pose: Float[Tensor, "env 7"]) -> Any:
-        from mani_skill.utils.structs import Pose
-
-        pose = pose.to(self.device)
-        return Pose.create_from_pq(pose[:, :3], geometry.xyzw_to_wxyz(pose[:, 3:]))
-
-    def _find_arm(self, task: str, command: CommandKind) -> None:
-        from mani_skill.agents.controllers.utils.kinematics import Kinematics
-
-        agent = self.sim.agent
-        controllers = getattr(agent.controller, "controllers", {})
-        if "arm" not in controllers or not hasattr(agent, "tcp"):
-            raise ValueError(f"task {task} is not for one arm with a tool, so it takes no {command} command")
-        self.arm_joints = controllers["arm"].active_joint_indices
-        self.num_joints = len(self.arm_joints)
-        self.has_gripper = "gripper" in controllers
-        self.kinematics = Kinematics(agent.urdf_path, agent.ee_link_name, agent.robot, self.arm_joints)
-
-
-def _make(task: str, num_envs: int, backend: str, robot: str, sensors: dict[str, Any], reward: str):
-    """The task's registered time limit and the bare simulator."""
-    import gymnasium as gym
-    from mani_skill.utils.logging_utils import logger
-    from mani_skill.utils.registration import REGISTERED_ENVS
-
-    check_task(task)
-    logger.setLevel(logging.ERROR)  # it warns of every robot its authors did not list
-    limit = REGISTERED_ENVS[task].max_episode_steps
-    env = gym.make(
-        task,
-        num_envs=num_envs,
-        obs_mode="none",  # we observe ourselves, only when asked
-        control_mode="pd_joint_pos",
-        robot_uids=robot,
-        reward_mode=reward,
-        sim_backend="physx_cpu" if backend == "cpu" else "physx_cuda",
-        render_backend="cpu" if backend == "cpu" else "gpu",
-        sensor_configs=sensors,
-    )
-    return limit, env.unwrapped
 
 
 def _pose_xyzw(pose: Any) -> Float[Tensor, "env 7"]:

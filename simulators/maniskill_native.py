@@ -60,7 +60,7 @@ class NativeController:
         env = self.env
         self.controller.set_action(action.to(env.device))
         joints = self.arm._target_qpos.clone()
-        gripper = (action[:, -1:] / 2 + 0.5).clamp(0, 1) if env.has_gripper else torch.zeros(len(action), 1)
+        gripper = (action[:, -1:] / 2 + 0.5).clamp(0, 1) if env.arm.has_gripper else torch.zeros(len(action), 1)
         if env.spec.command.kind == "ee_delta":
             return geometry.delta_between(env.commanded, self._pose(joints), gripper)
         start = env.joints if env.spec.command.kind == "joint_delta" else torch.zeros_like(joints)
@@ -70,7 +70,7 @@ class NativeController:
         """The tool's pose that the controller aims at, in the base frame; where the joints put it if it has none."""
         pose = getattr(self.arm, "_target_pose", None)
         if pose is None:
-            return forward(self.env.kinematics, self.env.sim.agent.robot.get_qpos(), joints)
+            return forward(self.env.arm.solver, self.env.sim.agent.robot.get_qpos(), joints)
         raw = pose.raw_pose.cpu()
         return torch.cat([raw[:, :3], geometry.wxyz_to_xyzw(raw[:, 3:])], -1)
 

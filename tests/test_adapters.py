@@ -1,7 +1,7 @@
 """Conventions of policies trained elsewhere, put between them and our observations."""
 
 import torch
-from arms import scene
+from scenes import scene
 
 from policies.adapters import Mirrored
 from vla.sanity import Stay

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from arms import move_object, project, scene, settle, settled_pose
+from scenes import move_object, project, scene, settle, settled_pose
 
 from vla import geometry
 

@@ -6,8 +6,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from arms import assets, scene
 from hydra import compose, initialize_config_dir
+from scenes import assets, scene
 
 from policies.scripted import ScriptedExpert
 from vla import geometry
