@@ -21,8 +21,10 @@ HEAD = """# Tasks
 
 Written by `python -m benchmarks.tasks`; figures of experts are read from `experts.csv`, which says how to get them
 again. An expert sees the true poses, commands `ee_delta` and has the task's own time limit; intervals are 95 % Wilson.
-Dense rewards are asked for with `env.reward=normalized_dense`. Every arm takes `joint_delta` and `joint_position`.
+Dense rewards are asked for with `env.reward=normalized_dense`
+(ManiSkill) or `env.reward=dense` (robosuite). Every arm takes `joint_delta` and `joint_position`.
 """
+ALL_KINDS: tuple[CommandKind, ...] = ("joint_position", "joint_delta", "ee_delta")
 COLUMNS = "| task | instruction | success | horizon | cameras | robot | `ee_delta` | dense reward | expert |"
 
 
@@ -97,7 +99,7 @@ def maniskill() -> Iterator[Row]:
     from simulators.maniskill_tasks import TASKS
 
     for name, task in TASKS.items():
-        kinds: tuple[CommandKind, ...] = ("joint_position", "joint_delta", "ee_delta")
+        kinds = ALL_KINDS
         try:
             env = ManiSkillEnv(name, command="ee_delta")
         except ValueError:
@@ -108,7 +110,30 @@ def maniskill() -> Iterator[Row]:
         env.close()
 
 
-SIMULATORS: dict[str, Callable[[], Iterator[Row]]] = {"maniskill": maniskill}
+def robosuite() -> Iterator[Row]:
+    from simulators.robosuite import INSTRUCTIONS, SUCCESS
+    from simulators.robosuite import robosuite as make
+
+    for name, instruction in INSTRUCTIONS.items():
+        env = make(name, 1)
+        yield Row(name, instruction, SUCCESS[name], "Panda", env.spec, ALL_KINDS, dense=True)
+        env.close()
+
+
+def libero() -> Iterator[Row]:
+    """One row for each suite; its tasks are many and alike."""
+    from simulators.libero import libero as make
+    from simulators.libero_files import SUITES, tasks_of
+
+    for suite in SUITES:
+        tasks = tasks_of(suite)
+        env = make(suite, 1, task=0)
+        said = f"{len(tasks)} tasks, as: {tasks[0].said}"
+        yield Row(suite, said, "the task's goal predicates", "Panda", env.spec, ALL_KINDS, dense=False)
+        env.close()
+
+
+SIMULATORS: dict[str, Callable[[], Iterator[Row]]] = {"maniskill": maniskill, "robosuite": robosuite, "libero": libero}
 
 if __name__ == "__main__":
     main()

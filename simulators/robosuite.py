@@ -36,6 +36,17 @@ INSTRUCTIONS = {
     "Door": "open the door",
     "Wipe": "wipe the table clean",
 }
+SUCCESS = {
+    "Lift": "cube 4 cm above the table",
+    "Stack": "red cube on the green one, let go, off the table",
+    "PickPlace": "all four objects in their bins, let go",
+    **dict.fromkeys(("PickPlaceSingle", "PickPlaceCan"), "the object in its bin, let go"),
+    **dict.fromkeys(("PickPlaceMilk", "PickPlaceBread", "PickPlaceCereal"), "the object in its bin, let go"),
+    "NutAssembly": "both nuts around their pegs, let go",
+    **dict.fromkeys(("NutAssemblySingle", "NutAssemblySquare", "NutAssemblyRound"), "the nut around its peg, let go"),
+    "Door": "door open by 0.3 rad",
+    "Wipe": "all marks wiped off",
+}
 ALIASES = {"Can": "PickPlaceCan", "Square": "NutAssemblySquare"}  # as robomimic and diffusion policy call them
 MAX_STEPS = {"PickPlace": 1600, "NutAssembly": 800, "Wipe": 600, "Door": 400}  # others: LIMIT
 LIMIT = 400  # robomimic's for Lift, Can and Square
