@@ -24,6 +24,7 @@ check: setup
 
 bench: setup
 	$(PYTHON) -m benchmarks.rollout
+	$(PYTHON) -m benchmarks.evaluate
 	$(PYTHON) -m benchmarks.data
 	$(PYTHON) -m benchmarks.sft
 

@@ -6,10 +6,13 @@ import signal
 
 import pytest
 import torch
+from scenes import assets
 
 from simulators.batch import SceneBatch
+from simulators.libero import libero
 from simulators.maniskill import ManiSkillEnv, maniskill
 from simulators.point import PointEnv
+from simulators.robosuite import robosuite
 from simulators.subprocess import SubprocessEnv
 from vla.rollout import execute
 from vla.types import ChunkEnv, RestartingEnv
@@ -22,6 +25,11 @@ ENVS = {
     "maniskill in workers": lambda: SubprocessEnv(SCENE, 3, workers=2),
     "maniskill joint_delta": lambda: maniskill("PickCube-v1", 1, command="joint_delta", **SMALL),
     "maniskill joint_position": lambda: maniskill("PickCube-v1", 1, command="joint_position", **SMALL),
+    "robosuite in this process": lambda: robosuite("Lift", 2, **SMALL),
+    "robosuite in workers": lambda: robosuite("Stack", 3, workers=2, **SMALL),
+    "robosuite joint_delta": lambda: robosuite("Lift", 1, command="joint_delta", **SMALL),
+    "robosuite joint_position": lambda: robosuite("Lift", 1, command="joint_position", **SMALL),
+    "libero in this process": lambda: libero("libero_object", 2, assets=assets(), **SMALL),
 }
 
 
