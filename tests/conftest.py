@@ -6,6 +6,7 @@ import torch
 
 hypothesis.settings.register_profile("torch", deadline=None)  # the first call into torch takes seconds
 hypothesis.settings.load_profile("torch")
+torch.set_num_threads(1)  # also for fixtures of a whole file: a process that has used several cannot be forked safely
 
 
 @pytest.fixture(autouse=True)
