@@ -79,8 +79,9 @@ def require_part(num_envs: int, whole: int) -> None:
 
 def _obey(scene: Env, order: Float[Tensor, " action"] | int) -> Step:
     if not isinstance(order, int):
-        step = scene.step(order[None])
-        return step.replace(success_at_end=None, steps_to_success=None, num_steps=torch.ones(1, dtype=torch.long))
+        alive = torch.ones(1, dtype=torch.bool)
+        step = execute(scene, order[None, None], alive)
+        return step.replace(executed=step.executed[:, 0])
     never = torch.zeros(1, dtype=torch.bool)
     return Step(
         obs=scene.reset(order),
@@ -89,6 +90,8 @@ def _obey(scene: Env, order: Float[Tensor, " action"] | int) -> Step:
         terminated=never.clone(),
         truncated=never.clone(),
         executed=torch.zeros(1, scene.spec.action_dim),
+        success_at_end=never.clone(),
+        steps_to_success=torch.zeros(1, dtype=torch.long),
         num_steps=torch.zeros(1, dtype=torch.long),
         batch_size=[1],
     )

@@ -62,6 +62,7 @@ class Arm:
 
     def begin(self) -> None:
         """As after a reset: the commanded pose is where the arm is, the gripper's command where robosuite has it."""
+        self.env.sim.forward()  # a step leaves poses as they were before its last two milliseconds
         fingers = self.robot.gripper.current_action if self.has_gripper else np.zeros(1)
         self.closing = self.sense * float(np.ravel(fingers)[0])  # the gripper's command: -1 open, 1 closed
         self.hold()

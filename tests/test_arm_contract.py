@@ -40,7 +40,7 @@ def test_a_command_moves_the_tool_by_its_metres_and_radians(arm, axis):
         command[0, axis] = 0.05
     for _ in range(4):
         arm.step(command)
-    moved = geometry.delta_between(start, settle(arm).privileged["tcp"], torch.ones(1, 1))[0, :6]
+    moved = geometry.delta_between(start, settle(arm, steps=60).privileged["tcp"], torch.ones(1, 1))[0, :6]
     torch.testing.assert_close(moved[:3], 4 * command[0, :3], atol=0.004, rtol=0)
     torch.testing.assert_close(moved[3:], 4 * command[0, 3:6], atol=0.02, rtol=0)
 

@@ -15,10 +15,13 @@ NAMES = "gymnasium"  # not of a program, but what gymnasium calls our environmen
 PROGRAMS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != NAMES)
 OPTIONS = sorted(str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.glob("*/**/*.yaml"))
 # What code supplies at the call: `algorithm(policy=...)`, `teacher(student)`, `encoder(spec)`.
-SUPPLIED = {"policy", "spec", "student", "features", "tokens", "bins"}
+SUPPLIED = {"actor", "policy", "spec", "student", "features", "tokens", "bins"}
 
 
-NOT_FOR = {"sft": {"algorithm/distill", "algorithm/ppo", "experiment/pickcube"}, "online": {"algorithm/sft"}}
+NOT_FOR = {
+    "sft": {"algorithm/distill", "algorithm/ppo", "experiment/pickcube", "experiment/lift"},
+    "online": {"algorithm/sft"},
+}
 
 
 def groups_of(program: str) -> set[str]:

@@ -114,7 +114,7 @@ def test_a_tally_counts_as_playing_command_by_command_does():
         env.reset(0)
         for command in chunk.unbind(1):
             step = env.step(command)
-            out_of_time = env.steps >= env.spec.max_steps
+            out_of_time = bool((env.steps >= env.spec.max_steps).all())
             tally.add(alive, step.executed, step.reward, step.success, step.terminated, out_of_time=out_of_time)
             alive = alive & ~tally.over
         played = tally.step(expected.obs)

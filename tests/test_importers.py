@@ -383,7 +383,7 @@ def test_robomimic_files_are_read(tmp_path, lift):
     assert (first.name, second.name, first.env, first.controller) == ("demo_9", "demo_10", "Lift", "OSC_POSE")
     assert (first.success, second.success) == (False, True)
     assert first.settings["output_max"][0] == 0.05
-    np.testing.assert_array_equal(first.start, lift["states"][0])
+    np.testing.assert_array_equal(first.start["state"], lift["states"][0])
     np.testing.assert_allclose(first.actions, lift["actions"], atol=1e-7)
 
 
@@ -400,4 +400,4 @@ def test_libero_files_are_read_without_their_late_pictures(tmp_path, lift):
         demo["obs/agentview_rgb"] = np.zeros((4, 8, 8, 3), np.uint8)
     (source,) = formats.read(tmp_path / "KITCHEN_open_the_drawer_demo.hdf5")
     assert (source.instruction, source.success, source.controller) == ("open the drawer", True, "OSC_POSE")
-    np.testing.assert_array_equal(source.start, lift["states"][0])
+    np.testing.assert_array_equal(source.start["state"], lift["states"][0])

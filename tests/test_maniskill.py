@@ -163,7 +163,7 @@ def test_a_camera_can_be_moved_and_the_spec_says_where_it_is():
     [
         ({"cameras": ["left_eye"]}, "no camera left_eye; this task and robot have base_camera, hand_camera"),
         ({"cameras": {"base_camera": {"eye": [1, 0, 1]}}}, "eye and target together"),
-        ({"cameras": {"base_camera": {"zoom": 2}}}, "may be given field_of_view, eye and target.*zoom"),
+        ({"cameras": {"base_camera": {"zoom": 2}}}, "may be given field_of_view, eye, target and source.*zoom"),
         ({"cameras": {"hand_camera": {"eye": [1, 0, 1], "target": [0, 0, 0]}}}, "carried by the robot"),
         ({"drawing": "fast"}, "drawing must be one of full, light, got 'fast'"),
     ],

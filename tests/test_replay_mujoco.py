@@ -48,7 +48,8 @@ def write(path, kind: str, env, episodes) -> None:
         kwargs = {"controller_configs": env.arm.robot.controller_config}
         plain = json.loads(json.dumps(kwargs, default=lambda x: x.tolist() if hasattr(x, "tolist") else str(x)))
         data.attrs["env_args"] = json.dumps({"env_name": "Lift", "type": 1, "env_kwargs": plain})
-        data.attrs["problem_info"] = json.dumps({"language_instruction": env.start.instruction})
+        if kind == "libero":
+            data.attrs["problem_info"] = json.dumps({"language_instruction": env.start.instruction})
         for i, (states, actions, done, model) in enumerate(episodes):
             group = data.create_group(f"demo_{i}")
             group.attrs["model_file"] = model

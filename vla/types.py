@@ -49,10 +49,8 @@ class Step(TensorClass):
 
     `executed` is the command that was really applied (after clipping, say). For a chunk it has a horizon axis, whose
     first `num_steps` entries were executed; the rest are zero, `reward` is their sum. `success` is whether the task was
-    solved at any command of the chunk, `success_at_end` whether it was after the last one executed.
-
-    `failed` says that the simulator, not the policy, failed: the episode cannot go on, so it is `truncated` too, and
-    `obs` is what was last seen of it.
+    solved at any command of the chunk, `success_at_end` whether it was after the last one executed. `failed` says that
+    the simulator, not the policy, failed: the episode is over, `truncated` too, and `obs` was last seen of it.
     """
 
     obs: Observation
