@@ -11,16 +11,16 @@ demo: setup
 	$(PYTHON) -m vla.recipes.demo run_dir=$(RUN)
 
 test: setup
-	$(PYTHON) -m pytest -q -m "not slow" $(ARGS)
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 test-all: setup
-	$(PYTHON) -m pytest -q $(ARGS)
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 check: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
-	$(PYTHON) -m pytest -q -m "not slow" $(ARGS)
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 bench: setup
 	$(PYTHON) -m benchmarks.rollout
