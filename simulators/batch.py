@@ -72,6 +72,11 @@ class SceneBatch:
         return [cast(Replayable, scene) for scene in self._in_use()]
 
 
+def require_counts(num_envs: int, workers: int) -> None:
+    if num_envs < 1 or workers < 0:
+        raise ValueError(f"num_envs must be at least 1 and workers at least 0, got {num_envs} and {workers}")
+
+
 def require_part(num_envs: int, whole: int) -> None:
     if not 1 <= num_envs <= whole:
         raise ValueError(f"need from 1 to all {whole} environments, got {num_envs}")

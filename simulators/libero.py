@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from simulators.batch import SceneBatch
+from simulators.batch import require_counts
 from simulators.drawing import Views
 from simulators.libero_files import SUITES, Task, assets_hash, initial_states, libero_assets, prepare, tasks_of
 from simulators.libero_goals import first_unmet_goal
-from simulators.mujoco import MujocoScene, Start, shut
+from simulators.mujoco import Start, copies, shut
 from simulators.robosuite import controller_config, drawing_from, reset, restore_flat, restore_recorded, versions
-from simulators.subprocess import SubprocessEnv
 from vla.rollout import TEST_SEEDS
 from vla.types import ChunkEnv, CommandKind
 
@@ -47,8 +46,7 @@ def libero(
     rest come first. `options` are those of `MujocoScene`. Raises ValueError for a suite or task there is not, and
     where assets are missing.
     """
-    if num_envs < 1 or workers < 0:
-        raise ValueError(f"num_envs must be at least 1 and workers at least 0, got {num_envs} and {workers}")
+    require_counts(num_envs, workers)
     if suite not in SUITES:
         raise ValueError(f"no LIBERO suite {suite!r}; there are {', '.join(SUITES)}")
     if language not in ("bddl", "name"):
@@ -57,8 +55,7 @@ def libero(
     folder = str(libero_assets(assets))
     alike = repr((folder, command, cameras, sorted(options.items())))
     stage = functools.partial(LiberoStage, suite, tasks, folder, language, settle, command, alike)
-    make = functools.partial(_scene, stage, command=command, cameras=cameras, **options)
-    return SubprocessEnv(make, num_envs, min(workers, num_envs)) if workers else SceneBatch(make, num_envs)
+    return copies(stage, num_envs, workers, command=command, cameras=cameras, **options)
 
 
 class LiberoStage:
@@ -158,10 +155,6 @@ def close_idle(keep: int = 0) -> None:
     for waiting in list(IDLE.values()):
         while waiting and sum(map(len, IDLE.values())) > keep:
             shut(waiting.pop(0))
-
-
-def _scene(stage: Any, **options: Any) -> MujocoScene:
-    return MujocoScene(stage(), **options)
 
 
 def _make(task: Task, command: CommandKind) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simulators.mujoco_arm import Arm
+from simulators.mujoco_arm import Arm, quaternion
 
 MOVES = ("on", "in")
 
@@ -41,7 +41,7 @@ def _region(arm: Arm, name: str) -> tuple[Tensor, np.ndarray]:
         return pose, size
     site = arm.model.site(name).id
     xmat = arm.data.site_xmat[site]
-    return arm.in_base(arm.data.site_xpos[site], _wxyz(xmat)), arm.model.site_size[site]
+    return arm.in_base(arm.data.site_xpos[site], quaternion(xmat)), arm.model.site_size[site]
 
 
 def _box(arm: Arm, name: str) -> tuple[Tensor, np.ndarray, float]:
@@ -79,11 +79,3 @@ def _collision_shapes(model: Any, body: int) -> list[int]:
             bodies.add(child)
     shapes = [geom for geom in range(model.ngeom) if model.geom_bodyid[geom] in bodies]
     return [geom for geom in shapes if model.geom_contype[geom] or model.geom_conaffinity[geom]] or shapes
-
-
-def _wxyz(matrix: np.ndarray) -> np.ndarray:
-    import mujoco
-
-    quaternion = np.empty(4)
-    mujoco.mju_mat2Quat(quaternion, matrix)
-    return quaternion

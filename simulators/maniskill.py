@@ -16,7 +16,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from simulators.arms import Arm
-from simulators.batch import SceneBatch
+from simulators.batch import SceneBatch, require_counts
 from simulators.drawing import Views, chosen, describe, place, sensor_configs, views_of
 from simulators.maniskill_make import make
 from simulators.maniskill_native import NativeController, restore
@@ -40,8 +40,7 @@ def maniskill(task: str, num_envs: int, workers: int = 0, backend: str = "auto",
     """
     if backend not in ("auto", "cpu", "gpu"):
         raise ValueError(f"backend must be auto, cpu or gpu, got {backend!r}")
-    if num_envs < 1 or workers < 0:
-        raise ValueError(f"num_envs must be at least 1 and workers at least 0, got {num_envs} and {workers}")
+    require_counts(num_envs, workers)
     if backend == "gpu" or (backend == "auto" and torch.cuda.is_available()):
         require_vulkan()
         return ManiSkillEnv(task, num_envs=num_envs, backend="gpu", **options)

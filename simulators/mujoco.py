@@ -1,5 +1,6 @@
 """MuJoCo scenes with one arm (robosuite's, LIBERO's) behind the common interface."""
 
+import functools
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -13,12 +14,14 @@ from jaxtyping import Float
 from tensordict import TensorDict
 from torch import Tensor
 
+from simulators.batch import SceneBatch
 from simulators.drawing import View, Views, views_of
 from simulators.mujoco_arm import Arm
 from simulators.mujoco_cameras import Cameras
+from simulators.subprocess import SubprocessEnv
 from simulators.tally import Tally
 from vla import geometry
-from vla.types import Command, CommandKind, EnvSpec, Observation, Step
+from vla.types import ChunkEnv, Command, CommandKind, EnvSpec, Observation, Step
 
 Poses = Callable[[Arm], dict[str, Tensor]]
 ALIVE = torch.ones(1, dtype=torch.bool)
@@ -65,6 +68,16 @@ def shut(env: Any) -> None:
         getattr(env, FITTED)[1].close()
         delattr(env, FITTED)
     env.close()
+
+
+def copies(stage: Callable[[], Stage], num_envs: int, workers: int, **options: Any) -> ChunkEnv:
+    """`num_envs` scenes, each with a stage of its own, in this process or in `workers` others."""
+    make = functools.partial(_scene, stage, **options)
+    return SubprocessEnv(make, num_envs, min(workers, num_envs)) if workers else SceneBatch(make, num_envs)
+
+
+def _scene(stage: Callable[[], Stage], **options: Any) -> "MujocoScene":
+    return MujocoScene(stage(), **options)
 
 
 class MujocoScene:

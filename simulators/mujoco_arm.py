@@ -99,7 +99,7 @@ class Arm:
 
     def measured(self) -> Float[Tensor, "1 7"]:
         """Where the tool is."""
-        return self.in_base(self.data.site_xpos[self.site], _quaternion(self.data.site_xmat[self.site]), tool=True)
+        return self.in_base(self.data.site_xpos[self.site], quaternion(self.data.site_xmat[self.site]), tool=True)
 
     def joints(self) -> Native:
         return self.data.qpos[self.robot._ref_joint_pos_indexes].copy()
@@ -195,7 +195,8 @@ class Arm:
 GOALS = ("goal_pos", "goal_ori", "goal_qpos", "initial_joint")  # the last: where the arm's spare freedom tends to
 
 
-def _quaternion(matrix: Native) -> Native:
+def quaternion(matrix: Native) -> Native:
+    """The rotation of a flattened matrix as MuJoCo has it, w first."""
     import mujoco
 
     wxyz = np.empty(4)

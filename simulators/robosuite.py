@@ -13,11 +13,10 @@ from xml.etree import ElementTree
 import numpy as np
 from torch import Tensor
 
-from simulators.batch import SceneBatch
+from simulators.batch import require_counts
 from simulators.drawing import Views
-from simulators.mujoco import MujocoScene, Start, quiet_imports, shut  # before robosuite: it chooses how MuJoCo draws
+from simulators.mujoco import Start, copies, quiet_imports, shut  # before robosuite: it chooses how MuJoCo draws
 from simulators.mujoco_arm import CONTROLLERS, Arm
-from simulators.subprocess import SubprocessEnv
 from vla.types import ChunkEnv, CommandKind
 
 INSTRUCTIONS = {
@@ -67,14 +66,12 @@ def robosuite(
 
     `options` are those of `MujocoScene`. Raises ValueError for a task or robot that is not there or not for one arm.
     """
-    if num_envs < 1 or workers < 0:
-        raise ValueError(f"num_envs must be at least 1 and workers at least 0, got {num_envs} and {workers}")
+    require_counts(num_envs, workers)
     task = check_task(task)
     if reward not in ("sparse", "dense"):
         raise ValueError(f"reward must be sparse or dense, got {reward!r}")
     stage = functools.partial(RobosuiteStage, task, robot, command, reward == "dense")
-    make = functools.partial(_scene, stage, command=command, cameras=cameras, **options)
-    return SubprocessEnv(make, num_envs, min(workers, num_envs)) if workers else SceneBatch(make, num_envs)
+    return copies(stage, num_envs, workers, command=command, cameras=cameras, **options)
 
 
 def check_task(task: str) -> str:
@@ -166,10 +163,6 @@ def drawing_from(seed: int) -> Iterator[None]:
         yield
     finally:
         np.random.set_state(before)  # noqa: NPY002
-
-
-def _scene(stage: Any, **options: Any) -> MujocoScene:
-    return MujocoScene(stage(), **options)
 
 
 def _make(task: str, robot: str, command: CommandKind, dense: bool) -> Any:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from scenes import project
 
 from policies.plans_maniskill import PLANS
 from policies.scripted import ScriptedExpert
@@ -124,14 +125,6 @@ def red_centre(picture):
     assert red.any()
     rows, columns = red.nonzero(as_tuple=True)
     return torch.stack([rows.float().mean(), columns.float().mean()])
-
-
-def project(camera, point):
-    """Row and column of a point in the robot's base frame, by the pinhole camera of the spec."""
-    pose = torch.tensor(camera.pose)
-    seen = geometry.rotate(geometry.conjugate(pose[3:]), point - pose[:3])
-    u, v, w = torch.tensor(camera.intrinsics) @ seen
-    return torch.stack([v / w, u / w])
 
 
 def test_a_light_drawing_shows_the_same_scene():

@@ -1,7 +1,6 @@
 """The programs as a user starts them: what they print, write and refuse, and that they go on where they were killed."""
 
 import csv
-import io
 import json
 import math
 import os
@@ -12,12 +11,12 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import OmegaConf
+from programs import run
 from tqdm import tqdm
 
 from simulators.point import Homing, PointEnv
@@ -33,17 +32,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
 ]
 SMALL = ["policy=token_state", "env.num_envs=4", "workers=0", "device=cpu", "test_episodes=6", "videos=1"]
-
-
-def run(main, *arguments: str) -> dict:
-    """Start a program; the last line it prints. SystemExit if it fails."""
-    before, sys.argv = sys.argv, ["program", *arguments]
-    try:
-        with redirect_stdout(io.StringIO()) as printed:
-            main()
-        return json.loads(printed.getvalue().splitlines()[-1])
-    finally:
-        sys.argv = before
 
 
 def refused(capsys, main, *arguments: str) -> str:

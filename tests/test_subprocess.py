@@ -1,19 +1,16 @@
 """Simulators in workers that are killed, hang or raise: what is lost, what goes on, and what is left behind."""
 
 import functools
-import io
-import json
 import multiprocessing
 import os
 import signal
-import sys
 from collections import Counter
-from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
 from fragile import Fragile, Losing, without_a_display
+from programs import run
 
 from simulators.batch import SceneBatch
 from simulators.point import Homing, PointEnv
@@ -235,16 +232,6 @@ def test_an_evaluation_with_killed_workers_equals_one_without(env, tmp_path, mon
     same = summaries["whole"].keys() - {"seconds", "run_dir"}
     assert {name: summaries["cut"][name] for name in same} == {name: summaries["whole"][name] for name in same}
     assert_good_as_new(env, seed=0)
-
-
-def run(main, *arguments: str) -> dict:
-    before, sys.argv = sys.argv, ["program", *arguments]
-    try:
-        with redirect_stdout(io.StringIO()) as printed:
-            main()
-        return json.loads(printed.getvalue().splitlines()[-1])
-    finally:
-        sys.argv = before
 
 
 def test_a_scene_that_cannot_be_made_is_given_up(monkeypatch):
