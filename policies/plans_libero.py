@@ -1,4 +1,4 @@
-"""The scripted plan for LIBERO: bring the object of the next unmet goal to its place.
+"""The scripted plan for LIBERO: bring the object of the next unmet goal to its place; where there is none, stay.
 
 The simulator tells the boxes around the object and the place, so one plan serves all of them: a thing narrow enough
 is held across its narrower side, a bowl or a mug by its rim.
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from policies.moves import STROKE, Grip, Plan, Scene, Skill, pointing_down, put
+from policies.moves import STROKE, Grip, Plan, Scene, Skill, either, pointing_down, put
 from vla import geometry
 
 WIDEST = 0.074  # metres: what fits between the fingers with some room
@@ -32,7 +32,9 @@ def bring(scene: Scene) -> Plan:
     spot = place[:, :3] + torch.stack([0 * fall, 0 * fall, room.height + sides.height + fall], -1)
     held = torch.cat([grip[:, :3], thing[:, 3:]], -1)  # the point that is held stands for the thing
     scene = replace(scene, objects={**scene.objects, "held": held}, grips={"held": Grip(width)})
-    return put(scene, "held", grip, spot, aligned=0.012, clear=ON_ITS_WAY, of="object")
+    brought = put(scene, "held", grip, spot, aligned=0.012, clear=ON_ITS_WAY, of="object")
+    told = scene.objects["object_size"].any(-1)  # otherwise the task is not to move a thing
+    return either(told, brought, (scene.commanded, torch.ones_like(scene.opening)))
 
 
 class Sides:

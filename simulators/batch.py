@@ -34,24 +34,24 @@ class SceneBatch:
         return part
 
     def reset(self, seed: int) -> Observation:
-        return Observation.cat([scene.reset(seed + i) for i, scene in enumerate(self._in_use())])
+        return _together([scene.reset(seed + i) for i, scene in enumerate(self._in_use())])
 
     def step(self, command: Float[Tensor, "env action"]) -> Step:
-        return Step.cat([scene.step(c) for scene, c in zip(self._in_use(), command.split(1), strict=True)])
+        return _together([scene.step(c) for scene, c in zip(self._in_use(), command.split(1), strict=True)])
 
     def play(self, chunk: Float[Tensor, "env horizon action"]) -> Step:
         alive = torch.ones(1, dtype=torch.bool)
-        return Step.cat([execute(scene, c, alive) for scene, c in zip(self._in_use(), chunk.split(1), strict=True)])
+        return _together([execute(scene, c, alive) for scene, c in zip(self._in_use(), chunk.split(1), strict=True)])
 
     def fingerprint(self) -> dict[str, str]:
         return getattr(self.scenes[0], "fingerprint", dict)()
 
     def step_or_reset(self, orders: list[Float[Tensor, " action"] | int]) -> Step:
-        return Step.cat([_obey(scene, order) for scene, order in zip(self._in_use(), orders, strict=True)])
+        return _together([_obey(scene, order) for scene, order in zip(self._in_use(), orders, strict=True)])
 
     def restore(self, states: Sequence[Any]) -> Observation:
         """Start episodes from native states, one per scene (`Replayable`)."""
-        return Observation.cat([scene.restore(x) for scene, x in zip(self._replayable(), states, strict=True)])
+        return _together([scene.restore(x) for scene, x in zip(self._replayable(), states, strict=True)])
 
     def translate(
         self, action: Float[Tensor, "env native"], controller: str, settings: Mapping[str, Any]
@@ -80,6 +80,10 @@ def require_counts(num_envs: int, workers: int) -> None:
 def require_part(num_envs: int, whole: int) -> None:
     if not 1 <= num_envs <= whole:
         raise ValueError(f"need from 1 to all {whole} environments, got {num_envs}")
+
+
+def _together[Struct: (Observation, Step)](parts: list[Struct]) -> Struct:
+    return parts[0] if len(parts) == 1 else type(parts[0]).cat(parts)  # even of one, `cat` takes a while
 
 
 def _obey(scene: Env, order: Float[Tensor, " action"] | int) -> Step:

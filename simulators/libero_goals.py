@@ -10,17 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simulators.mujoco_arm import Arm, quaternion
+from simulators.mujoco_arm import Arm
 
 MOVES = ("on", "in")
+TOLD = {"object": 7, "object_size": 3, "object_depth": 1, "place": 7, "place_size": 3}
 
 
 def first_unmet_goal(arm: Arm) -> dict[str, Tensor]:
-    """`object` and `place`, poses in the base frame; `object_size`, `place_size`; `object_depth`, of its hollow (m)."""
+    """`object` and `place`, poses in the base frame; `object_size`, `place_size`; `object_depth`, of its hollow (m).
+
+    All zero where the task is not to move a thing to a place.
+    """
     env = arm.env
     goals = [goal for goal in env.parsed_problem["goal_state"] if goal[0] in MOVES and len(goal) == 3]
-    if not goals:
-        return {}
+    if not goals:  # to open or turn something: the same names, so that tasks can be put side by side
+        return {name: torch.zeros(1, size) for name, size in TOLD.items()}
     unmet = [goal for goal in goals if not env._eval_predicate(goal)]
     _, thing, place = (unmet or goals)[0]
     pose, size, depth = _box(arm, thing)
@@ -40,8 +44,7 @@ def _region(arm: Arm, name: str) -> tuple[Tensor, np.ndarray]:
         pose, size, _ = _box(arm, name)
         return pose, size
     site = arm.model.site(name).id
-    xmat = arm.data.site_xmat[site]
-    return arm.in_base(arm.data.site_xpos[site], quaternion(xmat)), arm.model.site_size[site]
+    return arm.in_base(arm.data.site_xpos[site], arm.data.site_xmat[site]), arm.model.site_size[site]
 
 
 def _box(arm: Arm, name: str) -> tuple[Tensor, np.ndarray, float]:

@@ -104,6 +104,8 @@ class ManiSkillEnv:
         self.over = torch.ones(num_envs, dtype=torch.bool)  # nothing moves before the first reset
         self.native: NativeController | None
         self.last: Observation
+        self.seed = 0
+        self.measured: Float[Tensor, "env 7"]  # since the last control step
         self.commanded: Float[Tensor, "env 7"]
         self.joints: Float[Tensor, "env joints"]
         self.spec = EnvSpec(
@@ -117,13 +119,17 @@ class ManiSkillEnv:
 
     def reset(self, seed: int) -> Observation:
         """Start episode i from `seed + i`; on the GPU, shapes that a task draws while it builds its scene stay."""
-        n = self.spec.num_envs
+        n, self.seed = self.spec.num_envs, seed
         self.sim.reset(seed=seed if n == 1 else [seed + i for i in range(n)])
         return self._begin()
 
     def get_state(self) -> dict[str, Any]:
-        """The physical state, to go back to with `set_state`: ManiSkill's own plus the commanded pose and gripper."""
+        """The physical state, to go back to with `set_state`: ManiSkill's own plus what we command.
+
+        What PhysX remembers of contacts is not in it: after a touch an episode goes on within a millimetre only.
+        """
         return {
+            "seed": self.seed,  # some tasks build things of another shape for each episode
             "sim": self.sim.get_state().cpu().clone(),
             "commanded": self.commanded.clone(),
             "joints": self.joints.clone(),
@@ -131,10 +137,12 @@ class ManiSkillEnv:
 
     def set_state(self, state: Mapping[str, Any]) -> Observation:
         """Start an episode from a state of `get_state`; the step count begins at zero."""
+        if self.sim.reconfiguration_freq and self.seed != state["seed"]:
+            self.reset(state["seed"])
         self.sim.set_state(state["sim"].to(self.device))
         obs = self._begin()
         self.commanded, self.joints = state["commanded"].clone(), state["joints"].clone()
-        return obs.replace(proprio=self._proprio(self._measured())) if obs.proprio is not None else obs
+        return obs.replace(proprio=self._proprio()) if obs.proprio is not None else obs
 
     def restore(self, state: Mapping[str, Any]) -> Observation:
         restore(self.sim, state)
@@ -184,7 +192,8 @@ class ManiSkillEnv:
         self.over = torch.zeros(self.spec.num_envs, dtype=torch.bool)
         self.steps = 0
         self.native = None
-        self.commanded = self._measured()
+        self.measured = self._measure()
+        self.commanded = self.measured
         self.joints = self.arm.angles().clone()
         self.last = self._observe()
         return self.last.clone()
@@ -200,7 +209,8 @@ class ManiSkillEnv:
         """Observe where an episode just ended, and all that go on at the end of the chunk."""
         fresh = alive if last else alive & self.over
         if fresh.any():
-            self.last = self._observe().where(fresh, self.last)
+            seen = self._observe()
+            self.last = seen if fresh.all() else seen.where(fresh, self.last)
 
     def _advance(self, command: Float[Tensor, "env action"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One control step; returns the command really applied, the reward, success and termination."""
@@ -210,13 +220,14 @@ class ManiSkillEnv:
         else:
             applied = self._turn_joints(command[:, :-1], gripper)
         _, reward, terminated, _, info = self.sim.step(self.arm.native(self.joints, gripper))
+        self.measured = self._measure()
         success = info.get("success", torch.zeros_like(terminated))
         terminated = terminated if self.ends_on_success else info.get("fail", torch.zeros_like(terminated))
         return applied, reward.float().cpu(), success.bool().cpu(), terminated.bool().cpu()
 
     def _aim(self, command: Float[Tensor, "env 7"], gripper: Float[Tensor, "env 1"]) -> Float[Tensor, "env 7"]:
         """Move the commanded pose and find joint angles for it; where there are none, stay."""
-        wanted = geometry.advance(self.commanded, self._measured(), command, LEASH)
+        wanted = geometry.advance(self.commanded, self.measured, command, LEASH)
         joints, found = self.arm.solve(wanted)
         applied = geometry.delta_between(self.commanded, wanted, gripper)
         self.joints = torch.where(found[:, None].to(self.device), joints, self.joints)
@@ -231,21 +242,26 @@ class ManiSkillEnv:
             self.joints = self.joints + command
         else:
             self.joints = command
-        self.commanded = self._measured()
+        self.commanded = self.measured
         return torch.cat([command.cpu(), gripper], -1)
 
     def _observe(self) -> Observation:
         n = self.spec.num_envs
-        measured = self._measured()
         objects = self._objects()
         poses = self._in_base(*objects.values())
         privileged = dict(zip(objects, poses, strict=True))
         return Observation(
             images=TensorDict(self._render() if self.cameras else {}, [n]),
-            proprio=self._proprio(measured),
+            proprio=self._proprio(),
             instruction=[self.instruction] * n,
             privileged=TensorDict(
-                {**privileged, "tcp": measured, "commanded": self.commanded.clone(), "gripper": self.arm.opening()}, [n]
+                {
+                    **privileged,
+                    "tcp": self.measured.clone(),
+                    "commanded": self.commanded.clone(),
+                    "gripper": self.arm.opening(),
+                },
+                [n],
             ),
             batch_size=[n],
         )
@@ -262,7 +278,8 @@ class ManiSkillEnv:
             pictures[name] = seen["rgb"].to("cpu", torch.uint8, copy=True)
         return pictures
 
-    def _proprio(self, measured: Float[Tensor, "env 7"]) -> Float[Tensor, "env proprio"]:
+    def _proprio(self) -> Float[Tensor, "env proprio"]:
+        measured = self.measured
         x, y = torch.eye(3)[:2, None].expand(2, len(measured), 3)
         axes = geometry.rotate(measured[:, 3:].expand(2, -1, 4), torch.stack([x, y]))
         opening = self.arm.opening()
@@ -298,7 +315,7 @@ class ManiSkillEnv:
         things = {name: actor.pose for name, actor in actors.items() if not name.startswith(SCENERY)}
         return things | parts(self.sim)
 
-    def _measured(self) -> Float[Tensor, "env 7"]:
+    def _measure(self) -> Float[Tensor, "env 7"]:
         return self._in_base(self.arm.tool)[0]
 
     def _in_base(self, *poses: Any) -> Float[Tensor, "pose env 7"]:

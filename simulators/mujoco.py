@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import mujoco
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -18,13 +19,11 @@ from simulators.batch import SceneBatch
 from simulators.drawing import View, Views, views_of
 from simulators.mujoco_arm import Arm
 from simulators.mujoco_cameras import Cameras
+from simulators.mujoco_poses import Native, delta_between, rotate, to_tensor
 from simulators.subprocess import SubprocessEnv
-from simulators.tally import Tally
-from vla import geometry
 from vla.types import ChunkEnv, Command, CommandKind, EnvSpec, Observation, Step
 
 Poses = Callable[[Arm], dict[str, Tensor]]
-ALIVE = torch.ones(1, dtype=torch.bool)
 FITTED = "armature"  # the attribute of a simulator that holds our arm and cameras, since a stage may have several
 
 
@@ -143,12 +142,10 @@ class MujocoScene:
                 f"only actions of OSC_POSE can be played again, as ee_delta, not of {controller} as {self.kind}"
             )
         self.arm.require_controller(settings)
-        return self.arm.translate(action[0].double().numpy())
+        return torch.from_numpy(self.arm.translate(action[0].double().numpy())).float()[None]
 
     def get_state(self) -> dict[str, Any]:
         """The physical state, to go back to with `set_state`: MuJoCo's own plus the controller's goal and gripper."""
-        import mujoco
-
         size = mujoco.mj_stateSize(self.arm.model, mujoco.mjtState.mjSTATE_INTEGRATION)
         physics = np.empty(size)
         mujoco.mj_getState(self.arm.model, self.arm.data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
@@ -157,8 +154,6 @@ class MujocoScene:
 
     def set_state(self, state: Mapping[str, Any]) -> Observation:
         """Start an episode from a state of `get_state`; the step count begins at zero."""
-        import mujoco
-
         self._enter(state["start"])
         self.arm.model.body_pos[:], self.arm.model.body_quat[:] = state["bodies"]
         mujoco.mj_setState(self.arm.model, self.arm.data, state["physics"], mujoco.mjtState.mjSTATE_INTEGRATION)
@@ -166,7 +161,7 @@ class MujocoScene:
         obs = self._begin()
         self.arm.set_state(state["arm"])
         mujoco.mj_setState(self.arm.model, self.arm.data, state["physics"], mujoco.mjtState.mjSTATE_INTEGRATION)
-        return obs.replace(proprio=self._proprio(self.arm.measured()))
+        return obs.replace(proprio=self._proprio(self.arm.measured(), self.arm.opening()))
 
     def step(self, command: Float[Tensor, "env action"]) -> Step:
         step = self.play(command[:, None])
@@ -174,19 +169,31 @@ class MujocoScene:
 
     def play(self, chunk: Float[Tensor, "env horizon action"]) -> Step:
         """Play a chunk and draw once at its end; an episode that is over stays as it ended."""
-        tally = Tally(chunk)
-        while not self.over and tally.num_steps < chunk.shape[1]:
-            executed = self._apply(chunk[:, int(tally.num_steps)])
-            reward, success, ended = self._judge()
-            self.steps += 1
-            out_of_time = self.steps >= self.spec.max_steps
+        commands = chunk[0].detach().double().numpy()
+        executed, reward, ended = np.zeros_like(commands), 0.0, False
+        successes: list[bool] = []  # of each command executed
+        while not self.over and len(successes) < len(commands):
+            executed[len(successes)] = self._apply(commands[len(successes)])
+            earned, success, ended = self._judge()
+            reward += earned
+            successes.append(success)
             ended = ended or (success and self.ends_on_success)
-            self.over = ended or out_of_time
-            facts = torch.tensor([success]), torch.tensor([ended])
-            tally.add(ALIVE, executed, torch.tensor([reward]), *facts, out_of_time=out_of_time)
-        if tally.num_steps:
+            self.over = ended or self.steps + len(successes) >= self.spec.max_steps
+        self.steps += len(successes)
+        if successes:
             self.last = self._observe()
-        return tally.step(self.last.clone())
+        return Step(
+            obs=self.last.clone(),
+            reward=torch.tensor([reward]),
+            success=torch.tensor([True in successes]),
+            terminated=torch.tensor([ended]),
+            truncated=torch.tensor([bool(successes) and self.over and not ended]),
+            executed=torch.from_numpy(executed).float()[None],
+            success_at_end=torch.tensor([successes[-1:] == [True]]),
+            steps_to_success=torch.tensor([successes.index(True) + 1 if True in successes else 0]),
+            num_steps=torch.tensor([len(successes)]),
+            batch_size=[1],
+        )
 
     def fingerprint(self) -> dict[str, str]:
         """What results depend on besides the configuration: the simulator's version, its assets, how it draws."""
@@ -210,25 +217,22 @@ class MujocoScene:
         self.last = self._observe()
         return self.last.clone()
 
-    def _apply(self, command: Float[Tensor, "1 action"]) -> Float[Tensor, "1 action"]:
+    def _apply(self, command: Native) -> Native:
         """Play one command; returns what was really applied."""
-        gripper = command[:, -1:].clamp(0, 1)
-        if self.kind == "ee_delta":
-            applied = self.arm.aim(geometry.limit_ee_delta(command, self.spec.command))
-        else:
-            applied = self._turn(command[:, :-1], gripper)
-        self.action = self.arm.advance(gripper.item())
+        applied = self.arm.aim(command, self.spec.command) if self.kind == "ee_delta" else self._turn(command)
+        self.action = self.arm.advance(applied[-1])
         return applied
 
-    def _turn(self, command: Float[Tensor, "1 joints"], gripper: Float[Tensor, "1 1"]) -> Float[Tensor, "1 action"]:
+    def _turn(self, command: Native) -> Native:
+        joints, gripper = command[:-1], np.clip(command[-1:], 0, 1)
         if self.kind == "joint_delta":
             limit = self.spec.command.max_rotation or 0.0
-            command = command.clamp(-limit, limit)
-            self.joints = self.joints + command[0].double().numpy()
+            joints = np.clip(joints, -limit, limit)
+            self.joints = self.joints + joints
         else:
-            self.joints = command[0].double().numpy()
+            self.joints = joints
         self.arm.turn(self.joints)
-        return torch.cat([command, gripper], -1)
+        return np.concatenate([joints, gripper])
 
     def _judge(self) -> tuple[float, bool, bool]:
         """Reward, success, and whether the task ended for another reason than success."""
@@ -238,27 +242,24 @@ class MujocoScene:
         return verdict
 
     def _observe(self) -> Observation:
-        measured = self.arm.measured()
-        own = {"tcp": measured, "commanded": self.arm.commanded.clone(), "gripper": self._opening()}
+        measured, opening = self.arm.measured(), self.arm.opening()
+        own = {"tcp": measured, "commanded": self.arm.commanded}
+        privileged = {**self.start.privileged(self.arm), **{name: to_tensor(pose) for name, pose in own.items()}}
         return Observation(
             images=TensorDict(self.cameras.draw() if self.views else {}, [1]),
-            proprio=self._proprio(measured),
+            proprio=self._proprio(measured, opening),
             instruction=[self.start.instruction],
-            privileged=TensorDict({**self.start.privileged(self.arm), **own}, [1]),
+            privileged=TensorDict({**privileged, "gripper": torch.tensor([[opening]])}, [1]),
             batch_size=[1],
         )
 
-    def _opening(self) -> Float[Tensor, "1 1"]:
-        return torch.tensor([[self.arm.opening()]])
-
-    def _proprio(self, measured: Float[Tensor, "1 7"]) -> Float[Tensor, "1 proprio"]:
-        x, y = torch.eye(3)[:2, None]
-        axes = [geometry.rotate(measured[:, 3:], axis) for axis in (x, y)]
-        opening = self._opening()
-        parts = [measured[:, :3], *axes, opening, geometry.delta_between(measured, self.arm.commanded, opening)[:, :6]]
+    def _proprio(self, measured: Native, opening: float) -> Float[Tensor, "1 proprio"]:
+        x, y = (rotate(measured[3:], axis) for axis in np.eye(3)[:2])
+        parts = [measured[:3], x, y, np.array([opening]), delta_between(measured, self.arm.commanded)]
         if self.kind != "ee_delta":
-            parts.append(torch.from_numpy(self.arm.joints()).float()[None])
-        return torch.cat([*parts, torch.zeros(1, sum(self.padding.values()))], -1)
+            parts.append(self.arm.joints())
+        parts.append(np.zeros(sum(self.padding.values())))
+        return torch.from_numpy(np.concatenate(parts)).float()[None]
 
     def _proprio_layout(self) -> tuple[tuple[str, int], ...]:
         layout = [("position", 3), ("rotation", 6), ("gripper", 1), ("lead_position", 3), ("lead_rotation", 3)]

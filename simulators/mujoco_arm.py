@@ -5,17 +5,18 @@ controllers directly, so that commands accumulate on the commanded pose, and ste
 the observations that nobody reads.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import mujoco
 import numpy as np
-import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor
 
-from vla import geometry
-from vla.types import CommandKind
+from simulators import mujoco_poses as poses
+from simulators.mujoco_poses import Native
+from vla.types import Command, CommandKind
 
 LEASH = (0.05, 0.87)  # as far as robosuite's own actions reach ahead of the measured pose: metres per axis, radians
 CONTROLLERS = {"ee_delta": "OSC_POSE", "joint_position": "JOINT_POSITION", "joint_delta": "JOINT_POSITION"}
@@ -25,12 +26,14 @@ TRAVEL = {  # of a gripper's joints, where it is shut and where it is open
     "Robotiq140Gripper": ((0.5,), (0.02,)),
     "JacoThreeFingerGripper": ((0.0,), (1.51,)),
 }
-TO_TOOL = torch.tensor([0.0, 0.0, 0.5**0.5, 0.5**0.5])  # robosuite's fingers close along x, ours along y
-Native = NDArray[np.float64]
+TO_TOOL = np.array([0.0, 0, 0, 0.5**0.5, 0, 0, 0.5**0.5])  # robosuite's fingers close along x, ours along y
+FROM_TOOL = poses.inverse(TO_TOOL)
 
 
 class Arm:
-    """One environment's arm. The tool frame: z out of the hand, the fingers close along y; poses are in the base frame.
+    """One environment's arm. The tool frame: z out of the hand, the fingers close along y.
+
+    Poses (`mujoco_poses`) are in the base frame.
 
     Raises ValueError where there is not exactly one arm.
     """
@@ -42,12 +45,14 @@ class Arm:
         self.model, self.data = env.sim.model._model, env.sim.data._data
         self.site = self.model.site(self.robot.gripper.important_sites["grip_site"]).id
         base = self.data.body(self.robot.robot_model.root_body)
-        self.base = torch.from_numpy(np.concatenate([base.xpos, base.xquat])).float()
-        self.base = torch.cat([self.base[:3], geometry.wxyz_to_xyzw(self.base[3:])])[None]
+        self.base = poses.pose_of(base.xpos, base.xquat)
+        self.to_base = poses.inverse(self.base)
         self.num_joints = len(self.robot.robot_joints)
         self.substeps = round(env.control_timestep / env.model_timestep)
         gripper = self.robot.gripper
         self.has_gripper = gripper.dof > 0
+        self.motors = self.robot._ref_joint_actuator_indexes
+        self.finger_motors = [self.model.actuator(x).id for x in gripper.actuators]
         self.sense = self._sense_of_closing()
         self.speed = getattr(gripper, "speed", 1.0)  # of the gripper's command from -1, open, to 1, per substep
         self.fingers = [self.model.joint(x).qposadr[0] for x in gripper.joints]
@@ -87,19 +92,20 @@ class Arm:
     def get_state(self) -> dict[str, Any]:
         goal = {x: np.copy(v) for x in GOALS if (v := getattr(self.controller, x, None)) is not None}
         fingers = np.copy(self.robot.gripper.current_action) if self.has_gripper else None
-        return {"commanded": self.commanded.clone(), "closing": self.closing, "goal": goal, "fingers": fingers}
+        return {"commanded": self.commanded.copy(), "closing": self.closing, "goal": goal, "fingers": fingers}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        self.commanded, self.closing = state["commanded"].clone(), state["closing"]
+        self.commanded, self.closing = state["commanded"].copy(), state["closing"]
         self.controller.update(force=True)
         for name, value in state["goal"].items():
             setattr(self.controller, name, np.copy(value))
         if self.has_gripper:
             self.robot.gripper.current_action = np.copy(state["fingers"])
 
-    def measured(self) -> Float[Tensor, "1 7"]:
+    def measured(self) -> Native:
         """Where the tool is."""
-        return self.in_base(self.data.site_xpos[self.site], quaternion(self.data.site_xmat[self.site]), tool=True)
+        site = poses.pose_of(self.data.site_xpos[self.site], self.data.site_xmat[self.site])
+        return poses.compose(self.to_base, poses.compose(site, TO_TOOL))
 
     def joints(self) -> Native:
         return self.data.qpos[self.robot._ref_joint_pos_indexes].copy()
@@ -111,18 +117,15 @@ class Arm:
         fingers = self.data.qpos[self.fingers[: len(self.shut)]]
         return float(np.clip(np.mean((fingers - self.shut) / (self.wide - self.shut)), 0, 1))
 
-    def in_base(self, position: Native, wxyz: Native, *, tool: bool = False) -> Float[Tensor, "1 7"]:
-        """A pose of the simulator's world in the base frame; with `tool`, one of robosuite's grip site in our axes."""
-        pose = torch.from_numpy(np.concatenate([position, wxyz[1:], wxyz[:1]])).float()[None]
-        if tool:
-            pose = torch.cat([pose[:, :3], geometry.multiply(pose[:, 3:], TO_TOOL[None])], -1)
-        return geometry.to_frame(self.base, pose)
+    def in_base(self, position: Native, rotation: Native) -> Float[Tensor, "1 7"]:
+        """A pose of the simulator's world (`mujoco_poses.pose_of`) in the base frame, as observations have it."""
+        return poses.to_tensor(poses.compose(self.to_base, poses.pose_of(position, rotation)))
 
-    def aim(self, delta: Float[Tensor, "1 7"]) -> Float[Tensor, "1 7"]:
+    def aim(self, command: Native, meaning: Command) -> Native:
         """Move the commanded pose by an `ee_delta` command within its limits; returns what was really applied."""
-        gripper = delta[:, 6:]
-        wanted = geometry.advance(self.commanded, self.measured(), delta, LEASH)
-        applied = geometry.delta_between(self.commanded, wanted, gripper)
+        delta = poses.limit_ee_delta(command, meaning)
+        wanted = poses.advance(self.commanded, self.measured(), delta, LEASH)
+        applied = np.append(poses.delta_between(self.commanded, wanted), delta[6])
         self.commanded = wanted
         self._aim_at(wanted)
         return applied
@@ -134,15 +137,19 @@ class Arm:
 
     def advance(self, gripper: float) -> Native:
         """One control step towards the goal, the gripper towards `gripper` from 0 closed to 1; returns the action."""
-        target = 1 - 2 * min(max(gripper, 0.0), 1.0)
+        target = 1 - 2 * min(max(float(gripper), 0.0), 1.0)
         action = np.zeros(self.env.action_dim)
-        for _ in range(self.substeps):  # the controller brings the simulator's kinematics up to date by itself
-            if self.has_gripper:
-                missing = target - self.closing
-                action[-1] = np.sign(missing) if abs(missing) > self.speed / 2 else 0.0
-                self.closing = float(np.clip(self.closing + self.speed * action[-1], -1, 1))
-            self.env._pre_action(action, policy_step=False)
-            self.env.sim.step()
+        low, high = self.robot.torque_limits
+        for substep in range(self.substeps):
+            torques = self.controller.run_controller()
+            self.data.ctrl[self.motors] = np.minimum(np.maximum(torques, low), high)
+            missing = target - self.closing
+            sign = math.copysign(1.0, missing) if abs(missing) > self.speed / 2 else 0.0
+            if self.has_gripper and (sign or substep == 0):
+                action[-1] = sign
+                self._pull_fingers(action[-1:])
+            mujoco.mj_step2(self.model, self.data)  # the controller has computed all that comes first in a step
+        self.robot.recent_ee_forcetorques.push(np.concatenate([self.robot.ee_force, self.robot.ee_torque]))
         self.env.timestep += 1
         self.env.cur_time += self.env.control_timestep
         return action
@@ -154,19 +161,16 @@ class Arm:
             if name in settings and not np.allclose(settings[name], ours):
                 raise ValueError(f"the recording's controller has {name} {settings[name]}, this one {ours}")
 
-    def translate(self, action: Native) -> Float[Tensor, "1 7"]:
+    def translate(self, action: Native) -> Native:
         """robosuite's own action (OSC_POSE, from the measured pose) at this moment as our `ee_delta` command."""
         reach = self.controller.scale_action(action[:6])
         tool = self.measured()
-        local = torch.from_numpy(reach).float()[None]
+        way, axis = (poses.rotate(self.to_base[3:], x) for x in (reach[:3], reach[3:]))
         turned = bool(np.any(reach[3:] != 0))  # exactly as robosuite: without a turn the goal's rotation stays
-        axis = geometry.rotate(geometry.conjugate(self.base[:, 3:]), local[:, 3:])
-        way = geometry.rotate(geometry.conjugate(self.base[:, 3:]), local[:, :3])
-        rotation = geometry.multiply(geometry.from_rotation_vector(axis), tool[:, 3:])
-        goal = torch.cat([tool[:, :3] + way, rotation if turned else self.commanded[:, 3:]], -1)
+        goal = poses.pose_of(tool[:3] + way, poses.turn(axis, tool) if turned else self.commanded[3:])
         sign = float(np.sign(action[-1]))
         gripper = (1 - sign) / 2 if sign else (1 - self.closing) / 2
-        return geometry.delta_between(self.commanded, goal, torch.tensor([[gripper]]))
+        return np.append(poses.delta_between(self.commanded, goal), gripper)
 
     def _sense_of_closing(self) -> float:
         """The sign with which the first number of the gripper's own command grows as it closes."""
@@ -178,35 +182,22 @@ class Arm:
         self.robot.gripper.current_action = before
         return float(grown) or 1.0
 
-    def _aim_at(self, pose: Float[Tensor, "1 7"]) -> None:
-        world = torch.cat(
-            [
-                self.base[:, :3] + geometry.rotate(self.base[:, 3:], pose[:, :3]),
-                geometry.multiply(geometry.multiply(self.base[:, 3:], pose[:, 3:]), geometry.conjugate(TO_TOOL[None])),
-            ],
-            -1,
-        )[0].double()
-        self.controller.set_goal(np.zeros(6), set_pos=world[:3].numpy(), set_ori=_matrix(world[3:].numpy()))
+    def _pull_fingers(self, action: Native) -> None:
+        """robosuite's own action for its gripper, for a step of the physics: the sign in which its command moves."""
+        self.closing = min(max(self.closing + self.speed * float(action[0]), -1.0), 1.0)
+        low, high = self.model.actuator_ctrlrange[self.finger_motors].T
+        self.data.ctrl[self.finger_motors] = (low + high) / 2 + (high - low) / 2 * self.robot.gripper.format_action(
+            action
+        )
+
+    def _aim_at(self, pose: Native) -> None:
+        world = poses.compose(self.base, poses.compose(pose, FROM_TOOL))
+        matrix = np.empty(9)
+        mujoco.mju_quat2Mat(matrix, world[3:])
+        self.controller.set_goal(np.zeros(6), set_pos=world[:3], set_ori=matrix.reshape(3, 3))
 
     def _turn_to(self, joints: Native) -> None:
         self.controller.set_goal(np.zeros(self.num_joints), set_qpos=joints)
 
 
 GOALS = ("goal_pos", "goal_ori", "goal_qpos", "initial_joint")  # the last: where the arm's spare freedom tends to
-
-
-def quaternion(matrix: Native) -> Native:
-    """The rotation of a flattened matrix as MuJoCo has it, w first."""
-    import mujoco
-
-    wxyz = np.empty(4)
-    mujoco.mju_mat2Quat(wxyz, matrix)
-    return wxyz
-
-
-def _matrix(xyzw: Native) -> Native:
-    import mujoco
-
-    flat = np.empty(9)
-    mujoco.mju_quat2Mat(flat, np.roll(xyzw, 1))
-    return flat.reshape(3, 3)

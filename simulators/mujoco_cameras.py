@@ -2,21 +2,21 @@
 
 import atexit
 import functools
-import os
 import weakref
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import mujoco
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from simulators.drawing import DRAWINGS, View
+from simulators.mujoco_poses import Native, to_tensor
 from vla import geometry
 from vla.types import Camera
 
-os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo reads it once, when it is imported
 LOOKS_ALONG_Z = torch.tensor([[1.0, 0.0, 0.0, 0.0]])  # MuJoCo's cameras look along -z with y up
 
 
@@ -26,11 +26,12 @@ class Cameras:
     `drawing="light"` leaves out what costs most on a CPU: multisampling, shadows and reflections.
     """
 
-    def __init__(self, env: Any, views: Mapping[str, View], size: int, drawing: str, base: Float[Tensor, "1 7"]):
+    def __init__(self, env: Any, views: Mapping[str, View], size: int, drawing: str, base: Native):
         if drawing not in DRAWINGS:
             raise ValueError(f"drawing must be one of {', '.join(DRAWINGS)}, got {drawing!r}")
         self.model, self.data = env.sim.model._model, env.sim.data._data
-        self.views, self.size, self.light, self.base = views, size, drawing == "light", base
+        self.views, self.size, self.light = views, size, drawing == "light"
+        self.base = to_tensor(base)
         self.ids = {name: self._find(name, view) for name, view in views.items()}
         for name, view in views.items():
             self._place(self.ids[name], view)
@@ -55,8 +56,6 @@ class Cameras:
             self.renderer = None
 
     def _open(self) -> None:
-        import mujoco
-
         if self.light:
             self.model.vis.quality.offsamples = 0
         self.model.vis.global_.offwidth = max(self.model.vis.global_.offwidth, self.size)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from simulators.batch import require_counts
 from simulators.drawing import Views
-from simulators.mujoco import Start, copies, quiet_imports, shut  # before robosuite: it chooses how MuJoCo draws
+from simulators.mujoco import Start, copies, quiet_imports, shut
 from simulators.mujoco_arm import CONTROLLERS, Arm
 from vla.types import ChunkEnv, CommandKind
 

@@ -5,7 +5,6 @@ import copy
 import itertools
 import logging
 import os
-import pickle
 import signal
 import time
 import traceback
@@ -18,10 +17,10 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 from jaxtyping import Float
-from tensordict import TensorDict
 from torch import Tensor
 
 from simulators.batch import MakeScene, SceneBatch, require_part
+from simulators.messages import cat, packed, rows_of, unpacked
 from vla.types import Observation, Step
 
 ATTEMPTS = 3  # workers that may fail in a row at the same request before it is given up
@@ -52,9 +51,9 @@ class SubprocessEnv:
         except BaseException:
             self.close()
             raise
-        self.forms: dict[str, Step] = {}  # by method, an empty answer of one scene: not all have the same fields
+        self.forms: dict[str, dict[str, Any]] = {}  # by method, what a scene answers: not all tell the same
         self.playing: set[int] = set()  # workers whose episodes were not lost since the last reset
-        self.last: Observation
+        self.last: dict[str, Any]  # observed of all environments
 
     def first(self, num_envs: int) -> "SubprocessEnv":
         """`num_envs` environments on the same workers, evenly spread, which make no scene they do not need.
@@ -73,8 +72,8 @@ class SubprocessEnv:
         answers = self._insist(requests)
         used = [i for i, request in enumerate(requests) if request]
         self.playing = set(used)
-        self.last = Observation.cat([self.workers[i].with_pictures(answers[i]) for i in used])
-        return self.last.clone(recurse=False)  # what becomes of it is the caller's
+        self.last = cat([self.workers[i].with_pictures(answers[i]) for i in used])
+        return Observation.from_dict(self.last, batch_size=[self.spec.num_envs])
 
     def step(self, command: Float[Tensor, "env action"]) -> Step:
         return self._advance("step", command)
@@ -84,9 +83,8 @@ class SubprocessEnv:
 
     def step_or_reset(self, orders: list[Float[Tensor, " action"] | int]) -> Step:
         """A worker that was replaced plays on once all its copies are told to begin an episode."""
-        copies = [x if isinstance(x, int) else x.clone() for x in orders]  # a view would be sent whole
         requests: list[tuple | None] = []
-        for i, part in enumerate([copies[rows] for rows in self._rows()]):
+        for i, part in enumerate([orders[rows] for rows in self._rows()]):
             ready = i in self.playing or all(isinstance(order, int) for order in part)
             requests.append(("step_or_reset", part) if part and ready else None)
         return self._answered("step_or_reset", requests, [torch.zeros(n, self.spec.action_dim) for n in self.sizes])
@@ -103,42 +101,38 @@ class SubprocessEnv:
             worker.end()
 
     def _advance(self, method: str, command: Tensor) -> Step:
-        parts = [part.clone() for part in command.split(self.sizes)]  # a view would be sent with all it is a part of
+        parts = command.split(self.sizes)
         requests = [(method, part) if i in self.playing else None for i, part in enumerate(parts)]
         return self._answered(method, requests, [torch.zeros_like(part) for part in parts])
 
     def _answered(self, method: str, requests: list[tuple | None], still: list[Tensor]) -> Step:
         """What the workers answer; those that fail, or are not asked, have executed nothing: `still`."""
         answers = self._ask(requests)
-        self.playing = {i for i, answer in enumerate(answers) if isinstance(answer, Step)}
+        self.playing = {i for i, answer in enumerate(answers) if isinstance(answer, dict)}
         for i, answer in enumerate(answers):
             if isinstance(answer, _Failure):
                 self.workers[i].start()  # to be ready at the next reset
         for i in self.playing:
-            self.forms.setdefault(method, answers[i][:1].clone().zero_())
+            self.forms.setdefault(method, {name: x for name, x in answers[i].items() if name != "obs"})
+            answers[i]["obs"] = self.workers[i].with_pictures(answers[i]["obs"])
+            answers[i]["failed"] = torch.zeros(self.sizes[i], dtype=torch.bool)
         used = [i for i, size in enumerate(self.sizes) if size]
-        step = Step.cat(
-            [
-                answers[i].replace(obs=self.workers[i].with_pictures(answers[i].obs))
-                if i in self.playing
-                else self._lost(i, method, still[i])
-                for i in used
-            ]
-        )
-        self.last = step.obs
-        failed = torch.tensor([i not in self.playing for i in used]).repeat_interleave(torch.tensor(self.sizes)[used])
-        return step.replace(obs=step.obs.clone(recurse=False), failed=failed)
+        told = cat([answers[i] if i in self.playing else self._lost(i, method, still[i]) for i in used])
+        self.last = told["obs"]
+        return Step.from_dict(told, batch_size=[self.spec.num_envs])
 
-    def _lost(self, worker: int, method: str, still: Tensor) -> Step:
+    def _lost(self, worker: int, method: str, still: Tensor) -> dict[str, Any]:
         """What a worker that is gone would have answered: nothing happened, and it is over."""
         rows = torch.zeros(len(still), dtype=torch.long)
         no = rows.bool()
-        obs = self.last[self._rows()[worker]]
-        if method in self.forms:
-            return self.forms[method][rows].replace(obs=obs, truncated=~no, executed=still)
-        verdicts: dict[str, Any] = {"success": no, "terminated": no.clone(), "truncated": ~no}
         count = None if method == "step" else rows
-        return Step(obs=obs, reward=rows.float(), **verdicts, executed=still, num_steps=count, batch_size=rows.shape)
+        told = {"reward": rows.float(), "success": no, "terminated": no, "num_steps": count}
+        if method in self.forms:
+            told = {
+                name: None if x is None else torch.zeros_like(x[:1])[rows] for name, x in self.forms[method].items()
+            }
+        obs = rows_of(self.last, self._rows()[worker])
+        return {**told, "obs": obs, "truncated": ~no, "executed": still, "failed": ~no}
 
     def _rows(self) -> list[slice]:
         """Which environments each worker has."""
@@ -212,13 +206,13 @@ class _Worker:
         if not self.end.alive:
             self.start()
         with contextlib.suppress(OSError):  # it is gone; why, its answer says
-            self.pipe.send_bytes(pickle.dumps(request))
+            self.pipe.send_bytes(packed(request))
 
     def answer(self, deadline: float, timeout: float) -> Any:
         """Its answer, if it comes before `deadline` (in `time.monotonic()`); otherwise it is ended."""
         try:
             if self.pipe.poll(max(0.0, deadline - time.monotonic())):
-                answer, error = pickle.loads(self.pipe.recv_bytes())  # our own child process
+                answer, error = unpacked(self.pipe.recv_bytes())  # our own child process
             else:
                 answer, error = None, f"gave no answer for {timeout:g} s"
         except (EOFError, OSError):
@@ -232,10 +226,9 @@ class _Worker:
         log.warning("simulator worker %d %s", self.number, error)
         return _Failure(error)
 
-    def with_pictures(self, obs: Observation) -> Observation:
+    def with_pictures(self, obs: dict[str, Any]) -> dict[str, Any]:
         """Its pictures too: the shared ones, which it will draw over."""
-        pictures = {name: shared[: len(obs)] for name, shared in self.pictures.items()}
-        return obs.replace(images=TensorDict(pictures, obs.batch_size))
+        return {**obs, "images": {name: shared[: len(obs["proprio"])] for name, shared in self.pictures.items()}}
 
     def _send_pictures(self) -> None:
         with contextlib.suppress(OSError):
@@ -263,12 +256,12 @@ def _serve(pipe: Connection, make: MakeScene, num_envs: int) -> None:
         try:
             batch = part = SceneBatch(make, num_envs)
         except ValueError as error:  # how the environment was asked for
-            pipe.send_bytes(pickle.dumps((None, error)))
+            pipe.send_bytes(packed((None, error)))
             return
         shared: dict[str, Tensor] = {}
         while True:
             answer: Any
-            match pickle.loads(pipe.recv_bytes()):
+            match unpacked(pipe.recv_bytes()):
                 case ("share", pictures):
                     shared = pictures
                     continue
@@ -276,19 +269,19 @@ def _serve(pipe: Connection, make: MakeScene, num_envs: int) -> None:
                     answer = batch.spec, batch.fingerprint()
                 case ("reset", seed, count):
                     part = batch.first(count)
-                    answer = _put_pictures(part.reset(seed), shared)
+                    answer = _without_pictures(part.reset(seed).to_dict(), shared)
                 case (method, command):
-                    step = getattr(part, method)(command)
-                    answer = step.replace(obs=_put_pictures(step.obs, shared))
-            pipe.send_bytes(pickle.dumps((answer, None)))
+                    answer = getattr(part, method)(command).to_dict()
+                    answer["obs"] = _without_pictures(answer["obs"], shared)
+            pipe.send_bytes(packed((answer, None)))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
     except Exception:  # whatever it was, the parent must hear of it
-        pipe.send_bytes(pickle.dumps((None, f"said:\n{traceback.format_exc()}")))
+        pipe.send_bytes(packed((None, f"said:\n{traceback.format_exc()}")))
 
 
-def _put_pictures(obs: Observation, shared: dict[str, Tensor]) -> Observation:
-    """Put the pictures into shared memory; the rest pickles small."""
+def _without_pictures(obs: dict[str, Any], shared: dict[str, Tensor]) -> dict[str, Any]:
+    """Put the pictures into shared memory; the rest is small."""
     for name, pictures in shared.items():
-        pictures[: len(obs)].copy_(obs.images[name])
-    return obs.replace(images=TensorDict({}, obs.batch_size))
+        pictures[: len(obs["proprio"])].copy_(obs["images"][name])
+    return {name: value for name, value in obs.items() if name != "images"}

@@ -14,6 +14,7 @@ SLOW = [
     *(("libero", f"libero_90:{task}") for task in (0, 20, 45, 80)),
 ]
 THINGS = {"PickCube-v1": "cube", "Lift": "cube", "libero_spatial:2": "plate_1"}
+TURNED = ("maniskill PegInsertionSide-v1",)  # begins with the hand turned by a quarter
 ARMS = [*FAST, *(pytest.param(x, marks=pytest.mark.slow) for x in SLOW)]
 
 
@@ -52,12 +53,13 @@ def test_the_gripper_opens_at_one_and_closes_at_zero(arm):
     assert readings[1] < 0.1
 
 
-def test_the_tool_points_down_and_its_fingers_close_along_y(arm):
+def test_the_tool_points_down_and_its_fingers_close_along_y(arm, request):
     """The same axes everywhere: at rest z goes into the table, y along the robot's left and right."""
     tool = settled_pose(arm)[:, 3:]
     along_z, along_y = (geometry.rotate(tool, torch.tensor([axis]))[0] for axis in ([0.0, 0, 1], [0.0, 1, 0]))
     assert along_z[2] < -0.97
-    assert along_y[1].abs() > 0.97
+    sideways = 0 if request.node.callspec.id in TURNED else 1
+    assert along_y[sideways].abs() > 0.97
     assert tool.norm().item() == pytest.approx(1, abs=1e-5)
     assert tool[0, 3] >= 0
 
@@ -91,7 +93,7 @@ def test_executed_is_the_command_within_its_limits(arm):
 
 def test_a_state_can_be_taken_up_again_where_it_was_left(arm):
     arm.reset(4)
-    move = torch.tensor([[0.02, -0.01, -0.02, 0, 0, 0.05, 1.0]])
+    move = torch.tensor([[0.02, -0.01, -0.01, 0, 0, 0.05, 1.0]])
     for _ in range(5):
         arm.step(move)
     state = arm.get_state()
@@ -113,7 +115,7 @@ def test_the_same_seed_is_the_same_episode_and_another_is_not(arm):
     again = arm.reset(7)
     torch.testing.assert_close(again.privileged.to_dict(), first.privileged.to_dict(), rtol=0, atol=0)
     torch.testing.assert_close(arm.play(move[None]).obs.proprio, ends.obs.proprio, rtol=0, atol=0)
-    told = first.privileged.keys() - {"tcp", "commanded", "gripper"}
+    told = [name for name, x in first.privileged.items() if x.any() and name not in ("tcp", "commanded", "gripper")]
     other = arm.reset(8)
     assert any(not torch.equal(other.privileged[name], first.privileged[name]) for name in told) or not told
 

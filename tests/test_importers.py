@@ -46,7 +46,7 @@ def expert_targets(env: ManiSkillEnv, seed: int) -> list[tuple[np.ndarray, ...]]
     """Per step of a successful episode: joints and pose as measured, as commanded, and the native gripper."""
     expert, obs, steps = ScriptedExpert("PickCube-v1", max_translation=0.015, max_rotation=0.05), env.reset(seed), []
     while True:
-        before = (env.sim.agent.robot.get_qpos()[0, :7].clone(), env._measured()[0])
+        before = (env.sim.agent.robot.get_qpos()[0, :7].clone(), env._measure()[0])
         command = expert.act(obs).commands[:, 0]
         step = env.step(command)
         after = (env.joints[0].clone(), env.commanded[0].clone(), command[0, 6:] * 2 - 1)

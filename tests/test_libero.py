@@ -65,6 +65,20 @@ def test_what_there_is_not_is_refused_before_anything_is_built(options, message)
         libero(**{"num_envs": 1, **options})
 
 
+def test_tasks_that_move_a_thing_and_tasks_that_do_not_can_be_put_side_by_side():
+    drawer = next(i for i, task in enumerate(tasks_of("libero_goal")) if task.said.startswith("Open the middle"))
+    env = libero("libero_goal", 2, images=False, assets=assets())
+    obs = env.reset(drawer)
+    moves = obs.privileged["object_size"].any(-1).tolist()
+    assert len(set(moves)) == 2, obs.instruction
+    idle = moves.index(False)
+    assert obs.privileged["object"][idle].eq(0).all()
+    command = ScriptedExpert("LIBERO").act(obs).commands[:, 0]
+    assert command[idle, :6].abs().max() < 1e-3  # the expert knows nothing to do there
+    assert command[1 - idle, :3].abs().max() > 0.01
+    env.close()
+
+
 @pytest.fixture(scope="module")
 def two_tasks():
     """Two copies of a suite without pictures: they are always at two different tasks."""

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from scenes import assets, scene
 
 from policies.scripted import ScriptedExpert
-from vla import geometry
+from simulators.mujoco_poses import rotate
 from vla.program import CONFIGS
 from vla.recipes.import_demonstrations import import_demonstrations
 
@@ -31,7 +31,7 @@ def native_demonstration(env, expert, seed: int, steps: int):
     while not done and len(actions) < steps:
         env.arm.commanded = env.arm.measured()
         command = expert.act(env._observe()).commands[0, 0]
-        world = geometry.rotate(env.arm.base[:, 3:], command[None, :3])[0], command[3:6]
+        world = rotate(env.arm.base[3:], command[:3].double().numpy()), command[3:6]
         action = np.concatenate([world[0] / 0.05, world[1] / 0.5, [1 - 2 * command[6]]]).clip(-1, 1)
         states.append(raw.sim.get_state().flatten())
         actions.append(action)
