@@ -17,10 +17,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from vla.evaluation import outcomes, play, success_rate
+from vla.evaluation import Episode, outcomes, per_task, play, success_rate
 from vla.program import CONFIGS
 from vla.run import write_atomically
-from vla.statistics import Rate
 
 TABLE = Path(__file__).parents[1] / "docs" / "experts.csv"
 
@@ -49,11 +48,13 @@ def main() -> None:
     torch.set_num_threads(1)
     settings = [x for x in asked.names if "=" in x]
     for task in [x for x in asked.names if "=" not in x]:
-        rate = measure(configured(asked.simulator, task, settings), episodes=asked.episodes, seed=asked.seed)
+        played = measure(configured(asked.simulator, task, settings), episodes=asked.episodes, seed=asked.seed)
+        rate = success_rate(played)
         again = [f"python -m benchmarks.experts {asked.simulator} {task}", *settings]
         command = " ".join([*again, f"--episodes {asked.episodes} --seed {asked.seed}"])
         record(TABLE, Measured(asked.simulator, task, rate["k"], rate["n"], asked.seed, command))
-        sys.stdout.write(json.dumps({"simulator": asked.simulator, "task": task, **rate}) + "\n")
+        told = {name: f"{x['k']}/{x['n']}" for name, x in per_task(played).items()}
+        sys.stdout.write(json.dumps({"simulator": asked.simulator, "task": task, **rate, "tasks": told}) + "\n")
         sys.stdout.flush()
 
 
@@ -65,8 +66,8 @@ def configured(simulator: str, task: str, settings: list[str]) -> DictConfig:
         return compose("evaluate", [*usual, *(f"++{x}" if "." in x.partition("=")[0] else x for x in settings)])
 
 
-def measure(cfg: DictConfig, *, episodes: int, seed: int) -> Rate:
-    """How often the expert of a configuration succeeds."""
+def measure(cfg: DictConfig, *, episodes: int, seed: int) -> list[Episode]:
+    """What came of the episodes of a configuration's expert."""
     if "expert" not in cfg:
         raise ValueError("this environment has no scripted expert (configs/expert)")
     expert = instantiate(cfg.expert)
@@ -74,7 +75,7 @@ def measure(cfg: DictConfig, *, episodes: int, seed: int) -> Rate:
     hz = env.spec.control_hz
     played = [x for first, batch in play(env, expert, seed=seed, episodes=episodes) for x in outcomes(batch, first, hz)]
     env.close()
-    return success_rate(played)
+    return played
 
 
 def record(table: Path, row: Measured) -> None:

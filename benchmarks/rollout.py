@@ -1,12 +1,13 @@
 """Commands per second of our loop against the bare simulator: `python -m benchmarks.rollout [maniskill ...]`.
 
-The bare simulator is stepped as its authors would, with its own controller and observations, one copy in each of 1, 2
-and 4 processes that run free. Ours is told to stay, as they are, in as many workers in lockstep. Arms: state, one
-128-pixel camera in full, the same in chunks of 8 commands (drawn once), and in chunks of 8 with light drawing. All in
-one run; ratios are to the bare simulator with the same number of processes. Both run by turns, and medians are
-compared, since others may use the machine.
+The bare simulator is stepped as its authors would, with its own controller and observations, one copy in each of
+`--workers` (1, 2 and 4) processes that run free. Ours is told to stay, as they are, in as many workers in lockstep.
+Arms: state, one 128-pixel camera in full, the same in chunks of 8 commands (drawn once), and in chunks of 8 with light
+drawing. All in one run; ratios are to the bare simulator with the same number of processes. Both run by turns, and
+medians are compared, since others may use the machine.
 """
 
+import argparse
 import json
 import multiprocessing as mp
 import sys
@@ -25,8 +26,7 @@ from vla.rollout import rollout
 from vla.sanity import Stay
 from vla.types import ChunkEnv
 
-REPEATS, STEPS, PIXELS = 7, 32, 128
-PROCESSES = (1, 2, 4)
+REPEATS, STEPS, PIXELS = 5, 32, 128
 OURS: dict[str, dict[str, Any]] = {
     "state": {"chunk": 1, "images": False},
     "pictures": {"chunk": 1},
@@ -36,15 +36,19 @@ OURS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("simulators", nargs="*", default=list(SIMULATORS), metavar="simulator")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
+    asked = parser.parse_args()
     torch.set_num_threads(1)
-    figures = {name: _compare(name) for name in (sys.argv[1:] or list(SIMULATORS))}
+    figures = {name: _compare(name, asked.workers) for name in asked.simulators}
     print(json.dumps({"program": "benchmarks.rollout", **figures}))  # noqa: T201
 
 
-def _compare(name: str) -> dict[str, Any]:
+def _compare(name: str, counts: list[int]) -> dict[str, Any]:
     bare, make = SIMULATORS[name]
     figures: dict[str, Any] = {}
-    for workers in PROCESSES:
+    for workers in counts:
         for kind in ("state", "pictures"):
             with _bare_speed(bare, kind == "pictures", workers) as base:
                 for arm, options in OURS.items():

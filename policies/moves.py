@@ -79,13 +79,19 @@ def let_go(scene: Scene, height: Float[Tensor, " batch"], name: str | None = Non
     return target, torch.ones_like(scene.opening)
 
 
-def fetch(scene: Scene, name: str, grip: Float[Tensor, "batch 7"], carry: Float[Tensor, "batch 7"]) -> Plan:
-    """Come down to `grip` through a funnel and close; once the object is held, go to `carry`."""
+def fetch(
+    scene: Scene,
+    name: str,
+    grip: Float[Tensor, "batch 7"],
+    carry: Float[Tensor, "batch 7"],
+    spread: float | Float[Tensor, " batch"] = 1.0,
+) -> Plan:
+    """Come down to `grip` through a funnel, open to `spread` (0 to 1), and close; once it is held, go to `carry`."""
     inside, held = scene.around(name), scene.holds(name)
     turn = geometry.turn_between(scene.tcp[:, 3:], grip[:, 3:]).norm(dim=-1)
     target = through_funnel(scene, grip, turn)
     target = torch.where(inside[:, None], steady(scene, grip), target)
-    return torch.where(held[:, None], carry, target), torch.where(inside, 0.0, 1.0)
+    return torch.where(held[:, None], carry, target), torch.where(inside, 0.0, spread)
 
 
 def put(
@@ -98,6 +104,7 @@ def put(
     clear: float = 0.1,
     of: str | None = None,
     turn: Float[Tensor, "batch 4"] | None = None,
+    spread: float | Float[Tensor, " batch"] = 1.0,
 ) -> Plan:
     """Fetch a thing by `grip`, carry it `clear` metres above `spot` until it is within `aligned` metres, let it down.
 
@@ -124,7 +131,7 @@ def put(
         carry = torch.cat([scene.tcp[:, :3] + target - thing[:, :3], rotation], -1)
     opened = scene.opening > scene.grips[name].width / STROKE + 0.06  # once it lets go, it does not change its mind
     there = (away < 2 * aligned + 0.004) & (offset[:, 2] > torch.where(opened, -0.05, -0.012))
-    return either(there, let_go(scene, spot[:, 2] + clear, name), fetch(scene, name, grip, carry))
+    return either(there, let_go(scene, spot[:, 2] + clear, name), fetch(scene, name, grip, carry, spread))
 
 
 def set_down(
@@ -223,18 +230,13 @@ def across_faces(
     scene: Scene, cube: Float[Tensor, "batch 7"], obstacle: Float[Tensor, "batch 7"]
 ) -> Float[Tensor, "batch 4"]:
     """Pointing down with the fingers on the two faces nearest to the present yaw, unless an obstacle is in the way."""
-    side = geometry.rotate(cube[:, 3:], torch.tensor([1.0, 0, 0]).expand(len(cube), 3))
-    yaw = torch.atan2(side[:, 1], side[:, 0])
-    closing = geometry.rotate(scene.tcp[:, 3:], torch.tensor([0.0, 1, 0]).expand(len(cube), 3))
-    present = torch.atan2(-closing[:, 1], -closing[:, 0]) - torch.pi / 2  # pointing down with yaw 0 closes along -y
     quarter = torch.pi / 2
-    turns = ((present - yaw) / quarter).round()
-    best = yaw + turns * quarter
+    best = nearest(scene, heading(along(cube)), quarter)
     way = obstacle[:, :2] - cube[:, :2]
     fingers = torch.stack([-best.sin(), best.cos()], -1)
     near = way.norm(dim=-1) < 0.09
     blocked = near & ((way * fingers).sum(-1).abs() > way.norm(dim=-1) * 0.75)
-    other = torch.where(present > best, best + quarter, best - quarter)
+    other = torch.where(heading(along(scene.tcp)) > best, best + quarter, best - quarter)
     return pointing_down(torch.where(blocked, other, best))
 
 
@@ -259,18 +261,18 @@ def heading(direction: Float[Tensor, "batch 3"]) -> Float[Tensor, " batch"]:
     return torch.atan2(direction[:, 1], direction[:, 0])
 
 
+def nearest(
+    scene: Scene, yaw: Float[Tensor, " batch"], period: float | Float[Tensor, " batch"]
+) -> Float[Tensor, " batch"]:
+    """Of the angles `period` apart that look the same as `yaw`, the one nearest to the tool's x axis as it is now."""
+    return yaw + period * ((heading(along(scene.tcp)) - yaw) / period).round()
+
+
 def across(scene: Scene, yaw: Float[Tensor, " batch"], period: float = torch.pi) -> Float[Tensor, "batch 4"]:
     """Pointing down with the tool's x axis along `yaw`, or what is nearer to it as it is now and looks the same."""
-    present = heading(along(scene.tcp))
-    return pointing_down(yaw + period * ((present - yaw) / period).round())
+    return pointing_down(nearest(scene, yaw, period))
 
 
 def point_of(pose: Float[Tensor, "batch 7"], at: tuple[float, float, float]) -> Float[Tensor, "batch 3"]:
     """Where the point `at` of a thing's own frame (metres) is."""
     return pose[:, :3] + geometry.rotate(pose[:, 3:], pose.new_tensor(at).expand(len(pose), 3))
-
-
-def yaw_of(rotation: Float[Tensor, "batch 4"]) -> Float[Tensor, " batch"]:
-    """The direction of a thing's x axis seen from above, in radians."""
-    axis = geometry.rotate(rotation, rotation.new_tensor([1.0, 0, 0]).expand(len(rotation), 3))
-    return torch.atan2(axis[:, 1], axis[:, 0])

@@ -10,16 +10,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from policies.moves import STROKE, Grip, Plan, Scene, Skill, either, pointing_down, put
+from policies.moves import STROKE, Grip, Plan, Scene, Skill, either, nearest, pointing_down, put
 from vla import geometry
 
 WIDEST = 0.074  # metres: what fits between the fingers with some room
 REACH = 0.04  # metres from the top of a thing down to where the fingers hold it, at most
 RIM = 0.006  # metres from the outside of a hollow thing to the middle of its wall
 RIM_DOWN = 0.018  # metres from the top of a rim down to where it is held
+ROOM_AROUND = 0.5  # how far the fingers are open on their way to a rim, with something else beside it perhaps
+STANDS_HIGH = 0.1  # metres above its place: in a drawer perhaps, which has room to its sides only
 WALL = 0.005  # metres between fingers that hold a wall
 DEEP, FALL = 0.03, 0.03  # metres: into a place deeper than that, a thing falls the last bit, clear of the walls
-ON_ITS_WAY = 0.13  # metres above its place at which a thing is carried
+ON_ITS_WAY = 0.23  # metres above its place at which a thing is carried, to clear a drawer
 QUARTER = torch.pi / 2
 
 
@@ -32,7 +34,8 @@ def bring(scene: Scene) -> Plan:
     spot = place[:, :3] + torch.stack([0 * fall, 0 * fall, room.height + sides.height + fall], -1)
     held = torch.cat([grip[:, :3], thing[:, 3:]], -1)  # the point that is held stands for the thing
     scene = replace(scene, objects={**scene.objects, "held": held}, grips={"held": Grip(width)})
-    brought = put(scene, "held", grip, spot, aligned=0.012, clear=ON_ITS_WAY, of="object")
+    spread = torch.where(hollow, ROOM_AROUND, 1.0)
+    brought = put(scene, "held", grip, spot, aligned=0.012, clear=ON_ITS_WAY, of="object", spread=spread)
     told = scene.objects["object_size"].any(-1)  # otherwise the task is not to move a thing
     return either(told, brought, (scene.commanded, torch.ones_like(scene.opening)))
 
@@ -59,35 +62,30 @@ def upright(pose: Float[Tensor, "batch 7"], size: Float[Tensor, "batch 3"]) -> S
 def _across(scene: Scene, thing: Float[Tensor, "batch 7"], sides: Sides) -> tuple[Tensor, Tensor]:
     """Across the narrower side, not far below the top."""
     first = sides.across[:, 0] <= sides.across[:, 1]
-    closing = torch.where(first, sides.yaw, sides.yaw + QUARTER)  # the fingers close along this direction
+    yaw = torch.where(first, sides.yaw - QUARTER, sides.yaw)  # of the tool, whose fingers close across it
     square = (sides.across[:, 0] - sides.across[:, 1]).abs() < 0.004
-    yaw = _nearest(scene, closing, torch.where(square, QUARTER, torch.pi))
+    yaw = nearest(scene, yaw, torch.where(square, QUARTER, torch.pi))
     height = thing[:, 2] + (sides.height - REACH).clamp(min=0)
     grip = torch.cat([thing[:, :2], height[:, None], pointing_down(yaw)], -1)
     return grip, 2 * sides.across.min(-1).values
 
 
 def _by_rim(scene: Scene, thing: Float[Tensor, "batch 7"], sides: Sides) -> tuple[Tensor, Tensor]:
-    """One finger inside, one outside, on the side that the fingers already close across."""
-    yaw = _nearest(scene, sides.yaw, torch.full_like(sides.yaw, QUARTER))
+    """One finger inside, one outside, on the side that the tool is nearer to, as the fingers already close.
+
+    In a drawer there is room only nearer to the robot or further from it.
+    """
+    deep = (thing[:, 2] > scene.objects["place"][:, 2] + STANDS_HIGH) & (scene.opening > 0.3)  # not yet held
+    away = nearest(scene, sides.yaw + QUARTER * ((QUARTER - sides.yaw) / QUARTER).round(), torch.pi)
+    yaw = torch.where(deep, away, nearest(scene, sides.yaw, QUARTER))
     outward = torch.stack([-yaw.sin(), yaw.cos()], -1)  # the direction in which the fingers close
     turns = ((yaw + QUARTER - sides.yaw) / QUARTER).round().long() % 2
     radius = sides.across.gather(-1, turns[:, None]).squeeze(-1) - RIM
-    toward = (outward * (scene.objects["place"][:, :2] - thing[:, :2])).sum(-1)
-    side = torch.where(toward < 0, -1.0, 1.0)[:, None]
+    nearer = (outward * (scene.tcp[:, :2] - thing[:, :2])).sum(-1)  # to the tool: it stays so when held
+    side = torch.where(nearer < 0, -1.0, 1.0)[:, None]
     point = thing[:, :2] + side * outward * radius[:, None]
     height = thing[:, 2] + sides.height - RIM_DOWN
     return torch.cat([point, height[:, None], pointing_down(yaw)], -1), torch.full_like(radius, WALL)
-
-
-def _nearest(
-    scene: Scene, closing: Float[Tensor, " batch"], period: Float[Tensor, " batch"]
-) -> Float[Tensor, " batch"]:
-    """The yaw of a tool pointing down whose fingers close along `closing`, of those `period` apart the nearest."""
-    now = geometry.rotate(scene.tcp[:, 3:], torch.tensor([0.0, 1, 0]).expand(len(closing), 3))
-    present = torch.atan2(-now[:, 1], -now[:, 0]) - QUARTER  # pointing down with yaw 0 closes along -y
-    wanted = closing - QUARTER
-    return wanted + period * ((present - wanted) / period).round()
 
 
 def _where(chosen: Bool[Tensor, " batch"], first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]):

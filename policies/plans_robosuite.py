@@ -7,13 +7,15 @@ from policies.moves import (
     Plan,
     Scene,
     Skill,
+    across,
     across_faces,
+    along,
     grasp_then,
+    heading,
     nothing,
     pointing_down,
     put,
     steady,
-    yaw_of,
 )
 from vla import geometry
 
@@ -48,20 +50,12 @@ def can(scene: Scene) -> Plan:
 def square(scene: Scene) -> Plan:
     """Hold the nut by its handle, turn it until its hole is square with the peg, and let it down."""
     nut, handle, peg = (scene.objects[name] for name in ("SquareNut", "SquareNut_handle", "peg1"))
-    grip = torch.cat([handle[:, :3], _across_handle(scene, handle)], -1)
-    missing = yaw_of(peg[:, 3:]) - yaw_of(nut[:, 3:])
+    grip = torch.cat([handle[:, :3], across(scene, heading(along(handle)))], -1)
+    missing = heading(along(peg)) - heading(along(nut))
     missing = missing - QUARTER * (missing / QUARTER).round()
     turn = geometry.from_rotation_vector(torch.stack([0 * missing, 0 * missing, missing], -1))
     spot = peg[:, :3] + peg.new_tensor([0, 0, -0.03])
     return put(scene, "SquareNut_handle", grip, spot, aligned=0.004, clear=PEG_TOP + 0.06, of="SquareNut", turn=turn)
-
-
-def _across_handle(scene: Scene, handle: torch.Tensor) -> torch.Tensor:
-    """Pointing down with the fingers on the handle's two sides, whichever way round is nearer to the present yaw."""
-    yaw = yaw_of(handle[:, 3:])
-    closing = geometry.rotate(scene.tcp[:, 3:], torch.tensor([0.0, 1, 0]).expand(len(handle), 3))
-    present = torch.atan2(-closing[:, 1], -closing[:, 0]) - QUARTER
-    return pointing_down(yaw + torch.pi * ((present - yaw) / torch.pi).round())
 
 
 PLANS = {

@@ -51,6 +51,16 @@ def test_a_success_ends_an_episode_only_if_asked_to():
     env.close()
 
 
+def test_what_is_seen_after_a_command_is_of_the_last_moment():
+    """MuJoCo's step leaves poses as they were before its last two milliseconds."""
+    env = scene("robosuite", "Lift", images=False)
+    env.reset(0)
+    seen = env.step(torch.tensor([[0.05, 0.05, -0.05, 0.0, 0.0, 0.2, 0.0]])).obs
+    env.env.sim.forward()
+    assert torch.equal(env._observe().proprio, seen.proprio)
+    env.close()
+
+
 def test_a_dense_reward_grows_as_the_tool_nears_the_cube():
     env = scene("robosuite", "Lift", images=False, reward="dense")
     rewards = rollout(env, ScriptedExpert("Lift"), seed=500).reward[:, 0]
@@ -65,8 +75,10 @@ def test_a_control_step_is_robosuites_own_to_the_last_bit(robot):
     for ours in (True, False):
         env = scene("robosuite", "Lift", images=False, robot=robot)
         env.reset(3)
-        action = np.array([0.5, -0.3, -1.0, 0.1, 0.2, 0.3, 1.0])
-        for _ in range(12):
+        actions = np.array(
+            [[0.5, -0.3, -1.0, 0.1, 0.2, 0.3, 1.0]] * 8 + [[1.0, 1, 1, 1, 1, 1, 1], [-1.0] * 6 + [1]] * 4
+        )
+        for action in actions:
             if ours:
                 env.arm.controller.set_goal(action[:6])
                 env.arm.advance(0.0)

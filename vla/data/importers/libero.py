@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
-import numpy as np
 
-from vla.data.importers.source import Source, require_aligned
+from vla.data.importers.robomimic import demonstrations
+from vla.data.importers.source import Source
 
 
 def read(path: Path) -> Iterator[Source]:
@@ -20,21 +20,12 @@ def read(path: Path) -> Iterator[Source]:
         problem = json.loads(file["data"].attrs.get("problem_info", "{}"))
         env = json.loads(file["data"].attrs.get("env_args", "{}"))
         controller = env.get("env_kwargs", {}).get("controller_configs") or {"type": "OSC_POSE"}
-        for name in sorted(file["data"], key=lambda x: int(x.rpartition("_")[2])):
-            group = file["data"][name]
-            source = Source(
-                name=name,
-                author="human",
-                actions=group["actions"][:].astype(np.float32),
-                controller=controller["type"],
-                settings=controller,
-                instruction=_text(problem.get("language_instruction"), path),
-                success=bool(group["dones"][:].any()) if "dones" in group else None,
-                start={"state": group["states"][0], "model": group.attrs.get("model_file")},
-                states=group["states"][:],
-            )
-            require_aligned(source, len(source.states))
-            yield source
+        said = _text(problem.get("language_instruction"), path)
+        yield from demonstrations(file, controller, _done, author="human", instruction=said)
+
+
+def _done(group: h5py.Group) -> bool | None:
+    return bool(group["dones"][:].any()) if "dones" in group else None
 
 
 def _text(instruction: str | list[str] | None, path: Path) -> str:
