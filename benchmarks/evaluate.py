@@ -9,7 +9,7 @@ simulators is not counted, resets are.
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -65,27 +65,41 @@ def _ours(workers: int, chunk: int, **options: Any) -> float:
 def _theirs(processes: int) -> float:
     from lerobot.envs.libero import create_libero_envs
     from lerobot.processor import PolicyProcessorPipeline
+    from lerobot.processor.converters import policy_action_to_transition, transition_to_policy_action
     from lerobot.scripts.lerobot_eval import rollout
 
-    vector = gymnasium.vector.SyncVectorEnv if processes == 1 else gymnasium.vector.AsyncVectorEnv
     envs = create_libero_envs(
         SUITE,
         n_envs=processes,
-        env_cls=vector,
+        env_cls=gymnasium.vector.SyncVectorEnv if processes == 1 else _in_processes,
         gym_kwargs={"task_ids": list(range(TASKS)), "observation_width": PIXELS, "observation_height": PIXELS},
         episode_length=STEPS,
     )[SUITE]
     nothing: Any = PolicyProcessorPipeline(steps=[])
+    nor_this: Any = PolicyProcessorPipeline(
+        steps=[], to_transition=policy_action_to_transition, to_output=transition_to_policy_action
+    )
     policy: Any = _Still()
 
     def once(_: int) -> None:
         for env in envs.values():
-            rollout(env, policy, nothing, nothing, nothing, nothing)
+            rollout(env, policy, nothing, nothing, nothing, nor_this)
 
     best = _fastest(once, episodes=TASKS * processes)
     for env in envs.values():
         env.close()
     return best
+
+
+def _in_processes(makers: Sequence[Callable[[], gymnasium.Env]]) -> gymnasium.vector.VectorEnv:
+    """As lerobot does, in processes of a fork server; each must be told where LIBERO's assets are."""
+    assets = str(libero_assets())
+
+    def told(make: Callable[[], gymnasium.Env]) -> gymnasium.Env:
+        prepare(assets)
+        return make()
+
+    return gymnasium.vector.AsyncVectorEnv([partial(told, make) for make in makers], context="forkserver")
 
 
 def _fastest(once: Callable[[int], None], episodes: int = TASKS) -> float:
