@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.distributions import Normal
+from torch.nn.functional import softplus
 
 from vla.data.normalise import Statistics
 from vla.models.action_tokens import command_range
@@ -54,7 +55,7 @@ class GaussianPolicy(nn.Module):
         return self._action(distribution, distribution.mean, obs)
 
     def log_prob(self, obs: Observation, action: Action) -> Float[Tensor, "*batch factors"]:
-        return self._distribution(obs).log_prob(action.latent["sample"]).flatten(-2)
+        return self._score(self._distribution(obs), action.latent["sample"]).flatten(-2)
 
     def imitation_loss(
         self,
@@ -63,7 +64,7 @@ class GaussianPolicy(nn.Module):
         padded: Bool[Tensor, "batch horizon"] | None = None,
     ) -> Float[Tensor, " batch"]:
         """The negative log-likelihood per number, averaged over those that are not padding."""
-        loss = -self._distribution(obs).log_prob(self.normaliser(chunk)).mean(-1)
+        loss = -self._score(self._distribution(obs), self._sample_of(chunk)).mean(-1)
         if padded is None:
             return loss.mean(-1)
         return (loss * ~padded).sum(-1) / (~padded).sum(-1).clamp(min=1)
@@ -74,8 +75,39 @@ class GaussianPolicy(nn.Module):
 
     def _action(self, distribution: Normal, sample: Float[Tensor, "*batch horizon action"], obs: Observation) -> Action:
         return Action(
-            commands=self.normaliser.inverse(sample),
-            log_prob=distribution.log_prob(sample).flatten(-2),
+            commands=self._commands_of(sample),
+            log_prob=self._score(distribution, sample).flatten(-2),
             latent=TensorDict({"sample": sample}, obs.batch_size),
             batch_size=obs.batch_size,
         )
+
+    def _score(self, distribution: Normal, sample: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        return distribution.log_prob(sample)
+
+    def _commands_of(self, sample: Float[Tensor, "*batch action"]) -> Float[Tensor, "*batch action"]:
+        return self.normaliser.inverse(sample)
+
+    def _sample_of(self, commands: Float[Tensor, "*batch action"]) -> Float[Tensor, "*batch action"]:
+        return self.normaliser(commands)
+
+
+class SquashedGaussianPolicy(GaussianPolicy):
+    """A Gaussian whose sample goes through tanh, so that commands stay within their range (SAC, Haarnoja et al. 2018).
+
+    The range is that of the data or, before there are any, that of the command. Probabilities are those of the
+    normalised commands, from -1 to 1; demonstrated ones count as at most 0.999.
+    """
+
+    def set_statistics(self, proprio: Statistics, action: Statistics) -> None:
+        self.encoder.set_statistics(proprio)
+        self.normaliser.set((action.low + action.high) / 2, (action.high - action.low) / 2)
+
+    def _score(self, distribution: Normal, sample: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        stretched = 2 * (math.log(2) - sample - softplus(-2 * sample))  # log of the derivative of tanh
+        return distribution.log_prob(sample) - stretched
+
+    def _commands_of(self, sample: Float[Tensor, "*batch action"]) -> Float[Tensor, "*batch action"]:
+        return self.normaliser.inverse(sample.tanh())
+
+    def _sample_of(self, commands: Float[Tensor, "*batch action"]) -> Float[Tensor, "*batch action"]:
+        return self.normaliser(commands).clamp(-0.999, 0.999).atanh()

@@ -8,6 +8,7 @@ import torch
 from fragile import Losing
 
 from policies.critic import Critic
+from policies.flow import FlowPolicy
 from policies.gaussian import GaussianPolicy
 from policies.residual import ResidualPolicy
 from policies.teacher import TokenTeacher
@@ -18,6 +19,7 @@ from vla.algorithms.losses import executed_factors
 from vla.algorithms.ppo import PPO
 from vla.algorithms.sft import SFT, warmup_cosine
 from vla.data.chunks import ChunkBatch
+from vla.models.denoisers import UNet1D
 from vla.models.state_mlp import StateMLP
 from vla.rollout import rollout
 from vla.types import Rollout
@@ -25,12 +27,14 @@ from vla.types import Rollout
 SPEC = PointEnv().spec
 Tokens = partial(TokenPolicy, SPEC, StateMLP, 2, bins=8)
 Gauss = partial(GaussianPolicy, SPEC, StateMLP, 2)
+Flow = partial(FlowPolicy, SPEC, StateMLP, 2, partial(UNet1D, channels=(16,)), steps=3, chain="noise")
 Teacher = partial(TokenTeacher, actor=Homing(2))
 critic = partial(Critic, encoder=StateMLP)
 ALGORITHMS = {
     "sft": (Tokens, lambda policy: SFT(policy, total_steps=20, warmup_steps=5)),
     "ppo": (Gauss, lambda policy: PPO(policy, critic, epochs=2, minibatch=16)),
     "ppo of tokens": (Tokens, lambda policy: PPO(policy, critic, granularity="factor", minibatch=16)),
+    "ppo of a flow": (Flow, lambda policy: PPO(policy, critic, epochs=2, minibatch=16)),
     "distill": (Tokens, lambda policy: Distill(policy, Teacher, epochs=2, minibatch=16)),
     "distill, exact": (Tokens, lambda policy: Distill(policy, Teacher, divergence="reverse_exact", minibatch=16)),
     "distill, replay": (
@@ -99,6 +103,12 @@ def test_decisions_of_another_policy_are_refused_before_anything_is_learned(name
     with pytest.raises(RuntimeError, match=r"\|ratio - 1\| is up to [0-9.]+, allowed is 0.001"):
         make_algorithm(policy).update(play(stranger))
     assert all(torch.equal(x, before[n]) for n, x in policy.state_dict().items())
+
+
+def test_a_policy_without_chance_has_nothing_to_reinforce():
+    policy = Flow(chain="ode")
+    with pytest.raises(ValueError, match="FlowPolicy decides without chance that could be scored: give it some"):
+        PPO(policy, critic).update(play(policy))
 
 
 def test_scoring_at_another_temperature_is_refused():

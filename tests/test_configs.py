@@ -19,8 +19,8 @@ SUPPLIED = {"actor", "policy", "spec", "student", "features", "tokens", "bins"}
 
 
 NOT_FOR = {
-    "sft": {"algorithm/distill", "algorithm/ppo", "experiment/pickcube", "experiment/lift"},
-    "online": {"algorithm/sft"},
+    "sft": {"algorithm/distill", "algorithm/ppo"},
+    "online": {"algorithm/sft", "algorithm/one_step"},
 }
 
 

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from policies.critic import Critic
+from policies.diffusion import DiffusionPolicy
+from policies.flow import FlowPolicy
 from policies.gaussian import GaussianPolicy
 from policies.residual import ResidualPolicy
 from policies.teacher import TokenTeacher
@@ -17,6 +19,7 @@ from vla.algorithms.ppo import PPO
 from vla.algorithms.sft import SFT
 from vla.data.chunks import ChunkBatch
 from vla.data.normalise import Statistics
+from vla.models.denoisers import UNet1D
 from vla.models.film_cnn import FilmCNN
 from vla.models.state_mlp import StateMLP
 from vla.models.token_decoders import AutoregressiveDecoder, ParallelDecoder
@@ -27,6 +30,9 @@ SPEC = PointEnv().spec
 HELD_OUT = 10**6  # episodes nothing trains on
 SmallHead = partial(ParallelDecoder, width=64)
 SmallTokens = partial(TokenPolicy, SPEC, StateMLP, 2, SmallHead, bins=16)
+SmallUNet = partial(UNet1D, channels=(32,), time_width=16)
+SmallFlow = partial(FlowPolicy, SPEC, StateMLP, 2, SmallUNet, steps=4)
+SmallDiffusion = partial(DiffusionPolicy, SPEC, StateMLP, 2, SmallUNet, levels=20, steps=5)
 critic = partial(Critic, encoder=StateMLP)
 
 
@@ -55,13 +61,15 @@ def test_the_task_is_not_solved_by_chance():
     assert success(GaussianPolicy(SPEC, StateMLP, 2)) < 0.2
 
 
-@pytest.mark.parametrize("head", ["parallel tokens", "tokens one by one", "gaussian"])
+@pytest.mark.parametrize("head", ["parallel tokens", "tokens one by one", "gaussian", "flow", "diffusion"])
 def test_imitation_solves_the_task(head):
     decoder = partial(AutoregressiveDecoder, width=64)
     policy = {
         "parallel tokens": lambda: SmallTokens(soft_label_std=0.7),
         "tokens one by one": lambda: TokenPolicy(SPEC, StateMLP, 2, decoder, bins=16, soft_label_std=0.7),
         "gaussian": lambda: GaussianPolicy(SPEC, StateMLP, 2),
+        "flow": SmallFlow,
+        "diffusion": SmallDiffusion,
     }[head]()
     imitate(policy, demonstrations(200), steps=250, lr=5e-3)
     assert success(policy) >= 0.85
@@ -90,6 +98,23 @@ def test_reinforcement_learning_solves_the_task_from_nothing(head, granularity):
     assert success(policy) >= 0.8
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        partial(SmallFlow, chain="noise"),
+        partial(SmallFlow, chain="sde"),
+        partial(SmallDiffusion, eta=1.0, num_scored=3),
+    ],
+    ids=["flow, noise", "flow, sde", "diffusion"],
+)
+def test_reinforcement_learning_mends_a_chain_of_steps_that_imitates_poorly(head):
+    policy = head()
+    imitate(policy, demonstrations(8), steps=60)
+    weak = success(Greedy(policy))
+    improve(policy, "chunk", updates=15, lr=1e-3)
+    assert success(Greedy(policy)) >= min(0.9, weak + 0.3)
+
+
 def test_reinforcement_learning_of_a_residual_mends_a_base_that_does_nothing():
     base = GaussianPolicy(SPEC, StateMLP, 2)
     nn.init.zeros_(base.head.weight)
@@ -98,8 +123,8 @@ def test_reinforcement_learning_of_a_residual_mends_a_base_that_does_nothing():
     assert success(Greedy(policy)) >= 0.85
 
 
-def improve(policy: nn.Module, granularity: str, updates: int) -> None:
-    algorithm = PPO(policy, critic, lr=3e-3, gamma=0.9, granularity=granularity, minibatch=128)
+def improve(policy: nn.Module, granularity: str, updates: int, lr: float = 3e-3) -> None:
+    algorithm = PPO(policy, critic, lr=lr, gamma=0.9, granularity=granularity, minibatch=128)
     env = PointEnv(num_envs=64)
     for i in range(updates):
         algorithm.update(rollout(env, policy, seed=64 * i))

@@ -36,7 +36,7 @@ class Action(TensorClass):
 
     A policy is a distribution over `latent` and a fixed decoder from `latent` to `commands`: a Gaussian's latent is
     its sample, a token head's its tokens, a diffusion head's its chain. `log_prob` has one entry per factor of that
-    distribution (1, tokens, denoising steps); a deterministic policy has none.
+    distribution, those of the first command first, as many for each; a deterministic policy has none.
     """
 
     commands: Float[Tensor, "*batch horizon action"]  # in the environment's units
@@ -186,12 +186,13 @@ def require_agreement(trained: EnvSpec, env: EnvSpec) -> None:
         "cameras": tuple([(c.name, c.height, c.width) for c in side.cameras] for side in (trained, env)),
         "proprio": (trained.proprio, env.proprio),
     }
-    for what, (ours, theirs) in sides.items():
-        if ours != theirs:
-            raise ValueError(
-                f"policy and environment disagree on the {what}: the policy was made for {ours}, the environment has "
-                f"{theirs}. Give the environment the settings the policy was trained with, or train another policy."
-            )
+    differing = {what: (ours, theirs) for what, (ours, theirs) in sides.items() if ours != theirs}
+    told = [f"\n  {what}: the policy was made for {a}, the environment has {b}" for what, (a, b) in differing.items()]
+    if differing:
+        raise ValueError(
+            f"policy and environment disagree on the {' and the '.join(differing)}:{''.join(told)}\n"
+            "Give the environment the settings the policy was trained with, or train another policy."
+        )
 
 
 @runtime_checkable

@@ -15,14 +15,14 @@ def masked_mean(x: Float[Tensor, "*batch"], mask: Bool[Tensor, "*batch"]) -> Flo
 def executed_factors(decisions: Rollout) -> Bool[Tensor, "*batch factors"]:
     """Which factors led to commands that were executed before the episode ended; the others earned nothing.
 
-    Known for heads with one factor per number of the chunk; all factors of any other head count.
+    Factors come command by command, as many for each; all factors of a head that cannot say so count.
     """
-    horizon, action = decisions.action.commands.shape[-2:]
+    horizon = decisions.action.commands.shape[-2]
     log_prob = decisions.action.log_prob
-    if decisions.num_steps is None or log_prob.shape[-1] != horizon * action:
+    if decisions.num_steps is None or log_prob.shape[-1] % horizon:
         return torch.ones_like(log_prob, dtype=torch.bool)
     command = torch.arange(horizon, device=log_prob.device)
-    return (command < decisions.num_steps[..., None]).repeat_interleave(action, -1)
+    return (command < decisions.num_steps[..., None]).repeat_interleave(log_prob.shape[-1] // horizon, -1)
 
 
 def regroup(

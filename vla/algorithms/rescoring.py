@@ -15,6 +15,11 @@ def require_same_scores(
     What breaks it: scoring at another temperature than sampling, dropout, other weights than those that played, or a
     latent that does not hold all that was drawn.
     """
+    if decisions.action.log_prob.shape[-1] == 0:
+        raise ValueError(
+            f"{type(policy).__name__} decides without chance that could be scored: give it some (a flow chain=sde or "
+            "noise, a diffusion eta=1), or learn by imitation"
+        )
     worst = 0.0
     for some in in_order(minibatch, device, decisions):
         ratio = (policy.log_prob(some.obs, some.action) - some.action.log_prob).exp()

@@ -1,0 +1,147 @@
+"""What diffusion and flow heads share: chunks drawn from noise step by step, scored by the steps that were chance."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from tensordict import TensorDict
+from torch import Tensor, nn
+from torch.distributions import Normal
+
+from vla.data.normalise import Statistics
+from vla.models.action_tokens import command_range
+from vla.models.denoisers import Denoiser
+from vla.models.encoder import Encoder
+from vla.models.normaliser import Normaliser
+from vla.types import Action, EnvSpec, Observation
+
+Noisy = Float[Tensor, "rows horizon action"]
+Features = Float[Tensor, "rows features"]
+
+
+class DenoisingPolicy(nn.Module):
+    """`steps` steps lead from noise to a chunk; of these `num_drawn` in a row are Gaussian draws, the others fixed.
+
+    The latent is the chain of states before and after each draw, and the number of the first; the factors are the
+    numbers of each drawn state, those of one command together. The noise it begins with is the same for all
+    parameters, so it is not scored. Without draws there are no factors: such a head learns by imitation only.
+
+    Chunks are normalised by the extremes of the data to -1..1 or, before there are any, by the limits of the command.
+    """
+
+    origin: Tensor
+
+    def __init__(
+        self, spec: EnvSpec, encoder: Callable[[EnvSpec], Encoder], horizon: int, denoiser: Denoiser, steps: int
+    ):
+        super().__init__()
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}")
+        self.spec = spec
+        self.horizon = horizon
+        self.steps = steps
+        self.encoder = encoder(spec)
+        self.denoiser = denoiser(self.encoder.width, spec.action_dim, horizon)
+        self.normaliser = Normaliser(spec.action_dim, floor=1e-3)
+        low, high = command_range(spec.command)
+        self.normaliser.set((low + high) / 2, (high - low) / 2)
+        noise = torch.randn(horizon, spec.action_dim, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("origin", noise)
+
+    def set_statistics(self, proprio: Statistics, action: Statistics) -> None:
+        self.encoder.set_statistics(proprio)
+        self.normaliser.set((action.low + action.high) / 2, (action.high - action.low) / 2)
+
+    def act(self, obs: Observation) -> Action:
+        features = self.encoder(obs.reshape(-1))
+        noise = torch.randn(len(features), *self.origin.shape, device=features.device)
+        return self._denoise(obs, features, noise, self.first_drawn(len(features)), chance=True)
+
+    def mode(self, obs: Observation) -> Action:
+        """Without chance, from a noise that is always the same."""
+        features = self.encoder(obs.reshape(-1))
+        first = torch.full((len(features),), self.steps - self.num_drawn)
+        return self._denoise(obs, features, self.origin.expand(len(features), -1, -1), first, chance=False)
+
+    def log_prob(self, obs: Observation, action: Action) -> Float[Tensor, "*batch factors"]:
+        chain = action.latent["chain"].reshape(-1, self.num_drawn + 1, *self.origin.shape)
+        first = action.latent["first"].reshape(-1)
+        return self._score(self.encoder(obs.reshape(-1)), chain, first).reshape(*obs.batch_size, -1)
+
+    def imitation_loss(
+        self,
+        obs: Observation,
+        chunk: Float[Tensor, "batch horizon action"],
+        padded: Bool[Tensor, "batch horizon"] | None = None,
+    ) -> Float[Tensor, " batch"]:
+        """The squared error of the denoiser at a random time, averaged over numbers that are not padding."""
+        clean = self.normaliser(chunk)
+        if padded is not None:
+            clean = torch.where(padded[..., None], clean[:, :1], clean)  # what it says must not reach the network
+        loss = self.denoising_error(self.encoder(obs), clean).mean(-1)
+        if padded is None:
+            return loss.mean(-1)
+        return (loss * ~padded).sum(-1) / (~padded).sum(-1).clamp(min=1)
+
+    def follow(self, obs: Observation, noise: Noisy) -> Float[Tensor, "rows horizon action"]:
+        """The commands that this noise leads to without chance, differentiably; one row each, normalised."""
+        features = self.encoder(obs.reshape(-1))
+        for i in range(self.steps):
+            noise = self.fixed_step(features, noise, torch.full((len(noise),), i, device=noise.device))
+        return noise
+
+    @property
+    def num_drawn(self) -> int:
+        """How many steps of a decision are draws."""
+        raise NotImplementedError
+
+    def first_drawn(self, rows: int) -> Int[Tensor, " rows"]:
+        """The number of the first step that is a draw, for each decision."""
+        return torch.full((rows,), self.steps - self.num_drawn)
+
+    def denoising_error(self, features: Features, clean: Noisy) -> Noisy:
+        """Squared, of each number, at one random time per row."""
+        raise NotImplementedError
+
+    def fixed_step(self, features: Features, noisy: Noisy, index: Int[Tensor, " rows"]) -> Noisy:
+        """The state after the step `index` (0: from pure noise) without chance."""
+        raise NotImplementedError
+
+    def drawn_step(self, features: Features, noisy: Noisy, index: Int[Tensor, " rows"]) -> Normal:
+        """The distribution of the state after the step `index`."""
+        raise NotImplementedError
+
+    def _denoise(
+        self, obs: Observation, features: Features, noise: Noisy, first: Int[Tensor, " rows"], *, chance: bool
+    ) -> Action:
+        first = first.to(features.device)
+        states = [noise]
+        for i in range(self.steps):
+            index = torch.full_like(first, i)
+            drawn = (first <= i) & (i < first + self.num_drawn) & chance
+            after = torch.empty_like(noise)
+            if not drawn.all():
+                after[~drawn] = self.fixed_step(features[~drawn], states[-1][~drawn], index[~drawn])
+            if drawn.any():
+                after[drawn] = self.drawn_step(features[drawn], states[-1][drawn], index[drawn]).sample()
+            states.append(after)
+        kept = first[:, None] + torch.arange(self.num_drawn + 1, device=first.device)
+        chain = torch.stack(states, 1)[torch.arange(len(first), device=first.device)[:, None], kept]
+        batch = obs.batch_size
+        return Action(
+            commands=self.normaliser.inverse(states[-1]).reshape(*batch, *self.origin.shape),
+            log_prob=self._score(features, chain, first).reshape(*batch, -1),
+            latent=TensorDict({"chain": chain.reshape(*batch, *chain.shape[1:]), "first": first.reshape(batch)}, batch),
+            batch_size=batch,
+        )
+
+    def _score(
+        self, features: Features, chain: Float[Tensor, "rows states horizon action"], first: Int[Tensor, " rows"]
+    ) -> Float[Tensor, "rows factors"]:
+        rows, n = len(chain), self.num_drawn
+        if n == 0:
+            return chain.new_zeros(rows, 0)
+        index = (first[:, None] + torch.arange(n, device=first.device)).flatten()
+        before, after = chain[:, :-1].flatten(0, 1), chain[:, 1:].flatten(0, 1)
+        scores = self.drawn_step(features.repeat_interleave(n, 0), before, index).log_prob(after)
+        return scores.unflatten(0, (rows, n)).transpose(1, 2).flatten(1)
