@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from policies.token import TokenPolicy
+from policies.token import TokenHead
 from vla.checkpoint import load_policy
 from vla.types import Action, Actor, Observation
 
@@ -59,7 +59,7 @@ class TokenTeacher:
             )
 
 
-def frozen(student: nn.Module, directory: str | Path) -> TokenPolicy:
+def frozen(student: nn.Module, directory: str | Path) -> TokenHead:
     """The policy of a checkpoint as a teacher, at the student's temperature.
 
     ValueError, naming both sides, if its tokens do not mean what the student's do.
@@ -83,7 +83,7 @@ def frozen(student: nn.Module, directory: str | Path) -> TokenPolicy:
     return teacher.requires_grad_(requires_grad=False).to(ours.low.device)
 
 
-def _tokenised(policy: nn.Module) -> TokenPolicy:
-    if not isinstance(policy, TokenPolicy):
+def _tokenised(policy: nn.Module) -> TokenHead:
+    if not isinstance(policy, TokenHead):
         raise TypeError(f"distillation over tokens needs a policy of tokens, {type(policy).__name__} is none")
     return policy

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from vla.data.normalise import Statistics
 from vla.models.action_tokens import ActionBins
 from vla.models.encoder import Encoder
-from vla.models.token_decoders import AutoregressiveDecoder, Choose, ParallelDecoder
+from vla.models.token_decoders import AutoregressiveDecoder, Choice, ParallelDecoder
 from vla.types import Action, EnvSpec, Observation
 
 Decoder = Callable[[int, int, int], ParallelDecoder | AutoregressiveDecoder]  # of features, tokens, bins
 
 
-class TokenPolicy(nn.Module):
+class TokenHead(nn.Module):
     """`horizon * action` tokens per decision, in the order of the chunk; the factors are the tokens.
 
     Sampling and scoring are at `temperature`; the most likely decision and imitation do not depend on it.
@@ -27,9 +27,7 @@ class TokenPolicy(nn.Module):
     def __init__(
         self,
         spec: EnvSpec,
-        encoder: Callable[[EnvSpec], Encoder],
         horizon: int,
-        decoder: Decoder = ParallelDecoder,
         bins: int = 64,
         limits: str = "extremes",
         temperature: float = 1.0,
@@ -43,12 +41,21 @@ class TokenPolicy(nn.Module):
         self.temperature = temperature
         self.soft_label_std = soft_label_std
         self.bins = ActionBins(spec.command, bins, limits)
-        self.encoder = encoder(spec)
-        self.decoder = decoder(self.encoder.width, horizon * spec.action_dim, bins)
 
     def set_statistics(self, proprio: Statistics, action: Statistics) -> None:
-        self.encoder.set_statistics(proprio)
         self.bins.set_statistics(action)
+
+    def logits(
+        self, obs: Observation, tokens: Int[Tensor, "batch tokens"] | None
+    ) -> Float[Tensor, "batch tokens bins"]:
+        """Of every token, each after the given ones before it."""
+        raise NotImplementedError
+
+    def choose(
+        self, obs: Observation, choice: Choice
+    ) -> tuple[Int[Tensor, "batch tokens"], Float[Tensor, "batch tokens bins"]]:
+        """The tokens that `choice` picks, and the logits it saw."""
+        raise NotImplementedError
 
     def act(self, obs: Observation) -> Action:
         return self._decide(obs, lambda logits: _sample(logits / self.temperature))
@@ -66,7 +73,7 @@ class TokenPolicy(nn.Module):
     ) -> Float[Tensor, "*batch tokens bins"]:
         """The log-probability of every token at `temperature`, each after the given ones before it."""
         given = None if tokens is None else tokens.reshape(-1, tokens.shape[-1])
-        logits = self.decoder(self.encoder(obs.reshape(-1)), given)
+        logits = self.logits(obs.reshape(-1), given)
         return _split((logits.float() / self.temperature).log_softmax(-1), obs.batch_size)
 
     def imitation_loss(
@@ -77,7 +84,7 @@ class TokenPolicy(nn.Module):
     ) -> Float[Tensor, " batch"]:
         """The cross-entropy of the demonstrated tokens, averaged over those that are not padding."""
         tokens = self.bins.encode(chunk).flatten(1)
-        log_prob = self.decoder(self.encoder(obs), tokens).float().log_softmax(-1)
+        log_prob = self.logits(obs, tokens).float().log_softmax(-1)
         if self.soft_label_std > 0:
             label = self.bins.log_mass(self.bins.clip(chunk), self.soft_label_std * self.bins.width).exp().flatten(1, 2)
             loss = -(label * log_prob).sum(-1)
@@ -88,9 +95,9 @@ class TokenPolicy(nn.Module):
         counts = (~padded).repeat_interleave(self.spec.action_dim, -1)
         return (loss * counts).sum(-1) / counts.sum(-1).clamp(min=1)
 
-    def _decide(self, obs: Observation, choose: Choose) -> Action:
+    def _decide(self, obs: Observation, choice: Choice) -> Action:
         batch = obs.batch_size
-        tokens, logits = self.decoder.decode(self.encoder(obs.reshape(-1)), choose)
+        tokens, logits = self.choose(obs.reshape(-1), choice)
         log_prob = _pick((logits.float() / self.temperature).log_softmax(-1), tokens)
         tokens = _split(tokens, batch)
         return Action(
@@ -99,6 +106,39 @@ class TokenPolicy(nn.Module):
             latent=TensorDict({"tokens": tokens}, batch),
             batch_size=batch,
         )
+
+
+class TokenPolicy(TokenHead):
+    """Tokens decoded from the features of a small encoder."""
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        encoder: Callable[[EnvSpec], Encoder],
+        horizon: int,
+        decoder: Decoder = ParallelDecoder,
+        bins: int = 64,
+        limits: str = "extremes",
+        temperature: float = 1.0,
+        soft_label_std: float = 0.0,
+    ):
+        super().__init__(spec, horizon, bins, limits, temperature, soft_label_std)
+        self.encoder = encoder(spec)
+        self.decoder = decoder(self.encoder.width, horizon * spec.action_dim, bins)
+
+    def set_statistics(self, proprio: Statistics, action: Statistics) -> None:
+        super().set_statistics(proprio, action)
+        self.encoder.set_statistics(proprio)
+
+    def logits(
+        self, obs: Observation, tokens: Int[Tensor, "batch tokens"] | None
+    ) -> Float[Tensor, "batch tokens bins"]:
+        return self.decoder(self.encoder(obs), tokens)
+
+    def choose(
+        self, obs: Observation, choice: Choice
+    ) -> tuple[Int[Tensor, "batch tokens"], Float[Tensor, "batch tokens bins"]]:
+        return self.decoder.decode(self.encoder(obs), choice)
 
 
 def _split(rows: Shaped[Tensor, "rows ..."], batch: torch.Size) -> Shaped[Tensor, "..."]:

@@ -13,6 +13,7 @@ from vla.types import EnvSpec, require_agreement
 
 Policy = Any  # an nn.Module that is an Actor, with `spec`, `horizon` and `set_statistics`: Python has no type for both
 CHECKPOINTS = "checkpoints"
+HERE = "."  # in place of a hub id or folder: the checkpoint itself
 TRUSTED = ("policies", "vla.models", "torch.nn")
 
 
@@ -33,10 +34,18 @@ def initial_policy(config: Mapping[str, Any], init: Path | str | None, spec: Env
 def save_policy(
     directory: Path | str, policy: Policy, config: Mapping[str, Any], info: Mapping[str, Any] | None = None
 ) -> None:
-    """Write `policy`, which `build_policy(config, policy.spec)` makes again; `info` is for the reader."""
+    """Write `policy`, which `build_policy(config, policy.spec)` makes again; `info` is for the reader.
+
+    A policy that has `save_beside(directory)` was built from more than its configuration, named there by `pretrained`:
+    that is written too, and what is written names it as `pretrained: HERE`, so that the checkpoint needs nothing else.
+    """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    description = {"policy": _plain(config), "spec": policy.spec.to_dict(), "info": dict(info or {})}
+    config = _plain(config)
+    if hasattr(policy, "save_beside"):
+        policy.save_beside(directory)
+        config = _pointing(config, HERE)
+    description = {"policy": config, "spec": policy.spec.to_dict(), "info": dict(info or {})}
     (directory / "policy.json").write_text(json.dumps(description, indent=1) + "\n")
     weights = {name: x.detach().cpu().clone().contiguous() for name, x in policy.state_dict().items()}
     save_file(weights, directory / "model.safetensors")
@@ -51,7 +60,8 @@ def load_policy(directory: Path | str) -> Policy:
     place = find_policy(directory)
     description = _read(place)
     _require_trusted(description["policy"], place)
-    policy = build_policy(description["policy"], EnvSpec.from_dict(description["spec"]))
+    config = _pointing(description["policy"], str(place), only=HERE)
+    policy = build_policy(config, EnvSpec.from_dict(description["spec"]))
     try:
         policy.load_state_dict(load_file(place / "model.safetensors"))
     except RuntimeError as error:
@@ -59,9 +69,15 @@ def load_policy(directory: Path | str) -> Policy:
     return policy.eval()
 
 
+def describe(directory: Path | str) -> dict[str, Any]:
+    """What `policy.json` says: `policy`, `spec` and `info`."""
+    return _read(find_policy(directory))
+
+
 def policy_config(directory: Path | str) -> dict[str, Any]:
     """The configuration that the policy of a checkpoint was built from."""
-    return _read(find_policy(directory))["policy"]
+    place = find_policy(directory)
+    return _pointing(_read(place)["policy"], str(place), only=HERE)
 
 
 def find_policy(directory: Path | str) -> Path:
@@ -82,6 +98,16 @@ def checkpoints(run: Path) -> list[Path]:
 
 def _plain(config: Mapping[str, Any]) -> Any:
     return OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)
+
+
+def _pointing(config: Any, pretrained: str, only: str | None = None) -> Any:
+    """The configuration with every `pretrained` (but those that are not `only`) replaced."""
+    if not isinstance(config, dict):
+        return config
+    return {
+        key: pretrained if key == "pretrained" and only in (None, value) else _pointing(value, pretrained, only)
+        for key, value in config.items()
+    }
 
 
 def _read(place: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-Choose = Callable[[Float[Tensor, "*batch bins"]], Int[Tensor, "*batch"]]
+Choice = Callable[[Float[Tensor, "*batch bins"]], Int[Tensor, "*batch"]]
 
 
 class ParallelDecoder(nn.Module):
@@ -24,11 +24,11 @@ class ParallelDecoder(nn.Module):
         return self.net(features).unflatten(-1, self.shape)
 
     def decode(
-        self, features: Float[Tensor, "batch features"], choose: Choose
+        self, features: Float[Tensor, "batch features"], choice: Choice
     ) -> tuple[Int[Tensor, "batch tokens"], Float[Tensor, "batch tokens bins"]]:
-        """The tokens that `choose` picks from the logits, and the logits."""
+        """The tokens that `choice` picks from the logits, and the logits."""
         logits = self(features)
-        return choose(logits), logits
+        return choice(logits), logits
 
 
 class AutoregressiveDecoder(nn.Module):
@@ -55,15 +55,15 @@ class AutoregressiveDecoder(nn.Module):
         return self.decode(features, lambda logits: next(given))[1]
 
     def decode(
-        self, features: Float[Tensor, "batch features"], choose: Choose
+        self, features: Float[Tensor, "batch features"], choice: Choice
     ) -> tuple[Int[Tensor, "batch tokens"], Float[Tensor, "batch tokens bins"]]:
-        """The tokens that `choose` picks one by one, and the logits it saw."""
+        """The tokens that `choice` picks one by one, and the logits it saw."""
         context = state = self.start(features)
         token = torch.full((len(features),), self.embed.num_embeddings - 1, device=features.device)
         tokens, logits = [], []
         for i in range(self.tokens):
             state = self.cell(self.embed(token) + self.place.weight[i], state)
             logits.append(self.head(torch.cat([state, context], -1)))
-            token = choose(logits[-1])
+            token = choice(logits[-1])
             tokens.append(token)
         return torch.stack(tokens, -1), torch.stack(logits, 1)
