@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from vla.data.chunks import Chunks, chunks_at, shifted, statistics
+from vla.data.chunks import Chunks, Mixture, chunks_at, recoloured, shifted, statistics
 from vla.data.frames import Frames
 from vla.types import Camera, Command, EnvSpec
 
@@ -141,3 +141,51 @@ def test_senseless_sizes_and_empty_data_are_refused():
         Chunks(counting(3), 0, 2)
     with pytest.raises(ValueError, match="no frames"):
         Chunks(counting(3).select([]), 1, 2)
+
+
+def test_a_mixture_draws_each_dataset_by_its_weight_not_its_size():
+    small, large = Chunks(counting(5), 2, 64), Chunks(counting(0, 90), 2, 64)
+    mixture = Mixture([small, large], [3.0, 1.0], 64, seed=2)
+    drawn = torch.cat([next(mixture).obs.proprio[:, 0] for _ in range(50)])
+    assert (drawn < 100).float().mean().item() == pytest.approx(0.75, abs=0.03)
+    assert len(drawn) == 50 * 64
+
+
+def test_a_mixture_goes_on_where_another_stopped():
+    def mixture():
+        return Mixture([Chunks(counting(5, 4), 2, 8, seed=1, shift=1), Chunks(counting(7), 2, 8)], [1.0, 1.0], 8)
+
+    whole = mixture()
+    first = [next(whole) for _ in range(3)]
+    state = whole.state_dict()
+    rest = [next(whole) for _ in range(3)]
+    resumed = mixture()
+    resumed.load_state_dict(state)
+    for expected in rest:
+        got = next(resumed)
+        assert torch.equal(got.chunk, expected.chunk)
+        assert torch.equal(got.obs.images["top"], expected.obs.images["top"])
+    assert not torch.equal(first[0].chunk, rest[0].chunk)
+
+
+@pytest.mark.parametrize("weights", [[1.0], [0.0, 0.0], [1.0, -1.0]])
+def test_a_mixture_refuses_weights_that_mean_nothing(weights):
+    with pytest.raises(ValueError, match="need one weight for each of 2 datasets"):
+        Mixture([Chunks(counting(5), 2, 4), Chunks(counting(5), 2, 4)], weights, 4)
+
+
+def test_colours_change_by_what_was_drawn():
+    pictures = torch.full((2, 4, 4, 3), 100, dtype=torch.uint8)
+    pictures[:, :, :2] = 140
+    changed = recoloured(pictures, torch.tensor([[1.0, 0.5], [0.5, 1.0]])).float()
+    assert changed[0, 0].unique().tolist() == [110, 130]  # around the mean of 120
+    assert changed[1, 0].unique().tolist() == [50, 70]
+
+
+def test_colours_differ_from_batch_to_batch_and_come_again_with_the_seed():
+    streams = [Chunks(counting(9), 2, 9, seed=3, colour=0.3) for _ in range(2)]
+    ours, theirs = ([next(x).obs.images["top"] for _ in range(2)] for x in streams)
+    assert torch.equal(ours[0], theirs[0])
+    assert not torch.equal(ours[0].sum(), ours[1].sum())
+    with pytest.raises(ValueError, match=r"colour must be a share from 0 up to 1, got 1\.5"):
+        Chunks(counting(5), 2, 4, colour=1.5)

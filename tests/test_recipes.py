@@ -22,7 +22,7 @@ from tqdm import tqdm
 from simulators.point import Homing, PointEnv
 from vla.data.episodes import EpisodeWriter
 from vla.program import message, program, with_earlier_overrides
-from vla.recipes import evaluate, online, sft
+from vla.recipes import evaluate, inspect, online, sft
 from vla.rollout import rollout
 from vla.run import load_policy, read_metrics, save_policy
 from vla.statistics import wilson
@@ -113,6 +113,52 @@ def test_sft_learns_and_says_so(trained, data):
     policy = load_policy(summary["checkpoint"])
     assert torch.equal(policy.bins.high, load_policy(directory).bins.high)
     assert policy.bins.high.max() < 0.21  # from the data, whose commands are at most 0.2 m
+
+
+def test_what_a_checkpoint_means_is_told(trained, tmp_path, capsys):
+    summary = run(inspect.main, f"checkpoint={trained[1]}", f"run_dir={tmp_path / 'inspect'}")
+    assert summary["command"] == "ee_delta[2] in the base frame, max 0.2 m, None rad per step, gripper 0 closed, 1 open"
+    assert summary["control_hz"] == PointEnv().spec.control_hz
+    assert summary["proprio"] == dict(PointEnv().spec.proprio)
+    policy = load_policy(trained[1])
+    assert summary["statistics"]["bins.high"] == pytest.approx(policy.bins.high.tolist(), abs=1e-5)
+    assert summary["parameters"] == sum(x.numel() for x in policy.parameters())
+    assert summary["written_by"] == {"program": "sft", "step": 40}
+    said = refused(capsys, inspect.main, f"checkpoint={tmp_path / 'nowhere'}", f"run_dir={tmp_path / 'b'}")
+    assert "no policy" in said
+
+
+def test_sft_learns_from_a_mixture_averages_validates_and_tests(data, tmp_path):
+    weights = f"data={{{data}:2,{data}/../point:1}}"
+    told = ["env=point", "validation=0.25", "validate_every=5", "test_every=10", "test_episodes=3", "colour=0.1"]
+    arguments = [x for x in sft_arguments(data, tmp_path / "run") if not x.startswith(("data=", "steps="))]
+    more = ["steps=20", "algorithm.ema=0.9", "algorithm.accumulate=2"]
+    summary = run(sft.main, weights, *arguments, *told, *more)
+    rows = read_metrics(tmp_path / "run")
+    assert [row["step"] for row in rows if "validation_loss" in row] == [5, 10, 15, 20]
+    assert [x["step"] for x in summary["test"]] == [10, 20]
+    assert summary["validation_loss"] == rows[-1]["validation_loss"] < rows[4]["validation_loss"]
+    assert summary["frames"] < 2 * len(sft.load(data, "action"))
+    state = torch.load(Path(summary["checkpoint"]) / "state.pt", weights_only=True)
+    averaged, learner = load_policy(summary["checkpoint"]).state_dict(), state["parts"]["learner"]
+    assert any(not torch.equal(averaged[name], x) for name, x in learner.items())
+
+
+def test_two_processes_learn_what_one_does(trained, data, tmp_path):
+    arguments = [f"run_dir={tmp_path}" if x.startswith("run_dir=") else x for x in sft_arguments(data, tmp_path)]
+    summary = run_program("vla.recipes.sft", *arguments, "processes=2")
+    one, two = (load_policy(x).state_dict() for x in (trained[1], summary["checkpoint"]))
+    for name, x in one.items():
+        torch.testing.assert_close(two[name], x, atol=2e-4, rtol=2e-3)
+    losses = ([row["sft_loss"] for row in read_metrics(x)] for x in (trained[1], tmp_path))
+    assert next(losses) == pytest.approx(next(losses), rel=1e-3)
+
+
+def run_program(module: str, *arguments: str) -> dict:
+    """In a process of its own; the last line it prints."""
+    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_sft_killed_and_resumed_equals_one_that_was_not(trained, data, tmp_path):
@@ -283,6 +329,9 @@ def test_sft_refuses(trained, data, tmp_path, capsys):
             writer.write(episode, seed=seed)
     said = refused(capsys, sft.main, *base, f"data={tmp_path / 'tests'}")
     assert re.search(r"holds 1 episodes to test on \(seeds 10000 to 10000\)", said)
+    assert "test_every=5 needs a simulator" in refused(capsys, sft.main, *base, f"data={data}", "test_every=5")
+    assert "got 1.5" in refused(capsys, sft.main, *base, f"data={data}", "validation=1.5")
+    assert "leaves none to validate" in refused(capsys, sft.main, *base, f"data={data}", "validation=0.01")
     spec = PointEnv(targets_seen=False).spec
     policy = sft.initial_policy(OmegaConf.create(json.loads(policy_json(trained))["policy"]), None, spec)[0]
     save_policy(tmp_path / "other", policy, json.loads(policy_json(trained))["policy"])

@@ -19,6 +19,11 @@ def descend(optimizer: torch.optim.Optimizer, loss: Float[Tensor, ""], max_grad_
     """One step down `loss`; return the norm of the gradient before it was clipped."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    return step(optimizer, max_grad_norm)
+
+
+def step(optimizer: torch.optim.Optimizer, max_grad_norm: float) -> float:
+    """One step along the gradients there are; return their norm before they were clipped."""
     grad_norm = clip_grad_norm_(optimizer.param_groups[0]["params"], max_grad_norm)
     optimizer.step()
     return grad_norm.item()

@@ -1,0 +1,190 @@
+"""What each policy head reaches by imitation with the same budget: `python -m benchmarks.heads --jobs 2`.
+
+Per task 100 demonstrations of the scripted expert under disturbances, seen by two 64-pixel cameras; per seed and head
+the same SFT, then greedy test episodes that nothing learned from, the same for all. Seed 0 also plays blind and with a
+wrong instruction. Rows go to `docs/heads.csv` as they finish; what stands there is not run again.
+"""
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from tqdm import tqdm
+
+from vla.run import load_policy, write_atomically
+from vla.statistics import rate
+from vla.types import Observation
+
+TABLE = Path(__file__).parents[1] / "docs" / "heads.csv"
+RUNS = Path("runs/heads")
+TASKS = {
+    "PickCube-v1": ["experiment=pickcube"],
+    "PushCube-v1": ["experiment=pickcube", "env.task=PushCube-v1"],
+    "Lift": ["experiment=lift", "++env.max_steps=150"],
+    "Stack": ["experiment=lift", "env.task=Stack", "++env.max_steps=150"],
+}
+SEES = ["policy.encoder._target_=vla.models.film_cnn.FilmCNN"]
+HEADS = {
+    "token": ["policy=token", "policy.bins=32", "policy.soft_label_std=1.0"],
+    "gaussian": ["policy=gaussian", *SEES],
+    "flow": ["policy=flow"],
+    "diffusion": ["policy=diffusion"],
+}
+BUDGET = ["policy.horizon=2", "steps=1000", "batch_size=64", "shift=3", "label=action.requested", "save_every=1000"]
+PLAYED = ["env.num_envs=10", "env.workers=0"]
+LOCK = Lock()
+
+
+@dataclass(frozen=True)
+class Row:
+    task: str
+    head: str
+    seed: int
+    k: int
+    n: int
+    blind: str  # k/n, of seed 0
+    wrong_instruction: str
+    chunk_ms: float  # one decision for one observation on one thread
+    sft_seconds: float
+    parameters: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--episodes", type=int, default=50)
+    parser.add_argument("--jobs", type=int, default=1)
+    asked = parser.parse_args()
+    there = {(x.task, x.head, x.seed) for x in rows()}
+    wanted = [(t, h, s) for s in asked.seeds for t in asked.tasks for h in asked.heads if (t, h, s) not in there]
+    for task in dict.fromkeys(task for task, _, _ in wanted):
+        demonstrations(task)
+    with ThreadPoolExecutor(asked.jobs) as pool:
+        done = pool.map(lambda x: measure(x[0], x[1], x[2], asked.episodes), wanted)
+        for row in tqdm(done, total=len(wanted), desc="heads"):
+            sys.stderr.write(f"{row}\n")
+    print(json.dumps({"program": "benchmarks.heads", "heads": pooled()}))  # noqa: T201
+
+
+def demonstrations(task: str) -> Path:
+    data = RUNS / task / "data"
+    recipe("demonstrate", RUNS / task / "demonstrate", [*TASKS[task], "episodes=100", "noise=0.3", f"out={data}"])
+    return data
+
+
+def measure(task: str, head: str, seed: int, episodes: int) -> Row:
+    place = RUNS / task / f"{head}_{seed}"
+    told = [f"data={demonstrations(task)}", *HEADS[head], *BUDGET, f"seed={seed}"]
+    learned = recipe("sft", place / "sft", told)
+    checks = ["sanity=true"] if seed == 0 else []
+    test = [
+        *TASKS[task],
+        *PLAYED,
+        f"policy={place / 'sft'}",
+        f"episodes={episodes}",
+        "seed=10_000",
+        "videos=1",
+        *checks,
+    ]
+    played = recipe("evaluate", place / "test", test)
+    sanity = played.get("sanity", {})
+    policy = load_policy(place / "sft")
+    row = Row(
+        task=task,
+        head=head,
+        seed=seed,
+        k=played["k"],
+        n=played["n"],
+        blind=_of(sanity.get("blind")),
+        wrong_instruction=_of(sanity.get("wrong_instruction")),
+        chunk_ms=round(1000 * latency(policy), 2),
+        sft_seconds=round(learned["seconds"], 1),
+        parameters=sum(x.numel() for x in policy.parameters()),
+    )
+    with LOCK:
+        _write([*rows(), row])
+    return row
+
+
+def latency(policy: Any) -> float:
+    """Seconds from an observation to a chunk, the median of some."""
+    spec = policy.spec
+    pictures = {c.name: torch.zeros(1, c.height, c.width, 3, dtype=torch.uint8) for c in spec.cameras}
+    obs = Observation(
+        images=TensorDict(pictures, [1]),
+        proprio=torch.zeros(1, spec.proprio_dim),
+        instruction=["do it"],
+        batch_size=[1],
+    )
+    seconds = []
+    with torch.no_grad():
+        for _ in range(20):
+            start = time.perf_counter()
+            policy.mode(obs)
+            seconds.append(time.perf_counter() - start)
+    return sorted(seconds)[len(seconds) // 2]
+
+
+def recipe(name: str, directory: Path, overrides: list[str]) -> dict[str, Any]:
+    """Run a program on one thread unless it has finished, and give its summary."""
+    summary = directory / "summary.json"
+    if not summary.exists():
+        begun = (directory / "config.yaml").exists() and name != "demonstrate"
+        command = [sys.executable, "-m", f"vla.recipes.{name}", *overrides, f"run_dir={directory}"]
+        threads = {**os.environ, "OMP_NUM_THREADS": "1"}
+        directory.mkdir(parents=True, exist_ok=True)
+        with open(directory / "log.txt", "a") as out:
+            resume = [f"resume={directory}"] if begun else []
+            subprocess.run([*command, *resume], env=threads, stdout=out, stderr=out, check=True)
+    return json.loads(summary.read_text())
+
+
+def rows() -> list[Row]:
+    if not TABLE.exists():
+        return []
+    with open(TABLE) as file:
+        return [Row(**{f.name: f.type(row[f.name]) for f in fields(Row)}) for row in csv.DictReader(file)]  # type: ignore[operator]
+
+
+def pooled() -> list[dict[str, Any]]:
+    """Per task and head over all seeds."""
+
+    def each() -> Iterator[dict[str, Any]]:
+        for task, head in dict.fromkeys((x.task, x.head) for x in rows()):
+            some = [x for x in rows() if (x.task, x.head) == (task, head)]
+            yield {
+                "task": task,
+                "head": head,
+                "seeds": len(some),
+                **rate(sum(x.k for x in some), sum(x.n for x in some)),
+            }
+
+    return list(each())
+
+
+def _write(table: list[Row]) -> None:
+    lines = [",".join(f.name for f in fields(Row))]
+    lines += [",".join(map(str, asdict(row).values())) for row in sorted(table, key=lambda x: (x.task, x.head, x.seed))]
+    write_atomically(TABLE, "\n".join(lines) + "\n")
+
+
+def _of(known: dict[str, Any] | None) -> str:
+    return f"{known['k']}/{known['n']}" if known else ""
+
+
+if __name__ == "__main__":
+    main()
