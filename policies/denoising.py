@@ -1,6 +1,7 @@
 """What diffusion and flow heads share: chunks drawn from noise step by step, scored by the steps that were chance."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,7 +17,7 @@ from vla.models.normaliser import Normaliser
 from vla.types import Action, EnvSpec, Observation
 
 Noisy = Float[Tensor, "rows horizon action"]
-Features = Float[Tensor, "rows features"]
+Features = Any  # what the encoder makes of observations: rows that the denoiser understands, usually a tensor
 
 
 class DenoisingPolicy(nn.Module):
@@ -90,6 +91,10 @@ class DenoisingPolicy(nn.Module):
             noise = self.fixed_step(features, noise, torch.full((len(noise),), i, device=noise.device))
         return noise
 
+    def commands_of(self, state: Noisy) -> Float[Tensor, "rows horizon action"]:
+        """What the last state of a chain says to do."""
+        return self.normaliser.inverse(state)
+
     @property
     def num_drawn(self) -> int:
         """How many steps of a decision are draws."""
@@ -129,7 +134,7 @@ class DenoisingPolicy(nn.Module):
         chain = torch.stack(states, 1)[torch.arange(len(first), device=first.device)[:, None], kept]
         batch = obs.batch_size
         return Action(
-            commands=self.normaliser.inverse(states[-1]).reshape(*batch, *self.origin.shape),
+            commands=self.commands_of(states[-1]).reshape(*batch, self.horizon, -1),
             log_prob=self._score(features, chain, first).reshape(*batch, -1),
             latent=TensorDict({"chain": chain.reshape(*batch, *chain.shape[1:]), "first": first.reshape(batch)}, batch),
             batch_size=batch,
@@ -144,4 +149,5 @@ class DenoisingPolicy(nn.Module):
         index = (first[:, None] + torch.arange(n, device=first.device)).flatten()
         before, after = chain[:, :-1].flatten(0, 1), chain[:, 1:].flatten(0, 1)
         scores = self.drawn_step(features.repeat_interleave(n, 0), before, index).log_prob(after)
-        return scores.unflatten(0, (rows, n)).transpose(1, 2).flatten(1)
+        played = scores[:, : self.horizon, : self.spec.action_dim]  # of a chunk longer or wider than what is played
+        return played.unflatten(0, (rows, n)).transpose(1, 2).flatten(1)

@@ -15,6 +15,7 @@ from vla.data.normalise import Statistics
 from vla.types import Action, EnvSpec, Observation
 
 FILES = ["*.json", "*.safetensors"]
+FLOWS = {"smolvla", "pi0", "pi05"}
 WEIGHTS = "model.safetensors"
 
 
@@ -66,8 +67,7 @@ class LerobotPolicy(nn.Module):
         noise = torch.randn(1, self.lead + self.length, size, generator=self.seed.manual_seed(0)).expand(
             len(rows), -1, -1
         )
-        kinds = {"smolvla", "pi0", "pi05", "diffusion"}
-        told = {"noise": noise.contiguous()} if self.policy.config.type in kinds else {}
+        told = {"noise": noise.contiguous()} if self.policy.config.type in FLOWS | {"diffusion"} else {}
         return self._decide(obs, told)
 
     def imitation_loss(
@@ -92,8 +92,8 @@ class LerobotPolicy(nn.Module):
         }
         if self.policy.config.type == "diffusion":
             self.policy.config.do_mask_loss_for_padding = True
-        batch = self._seen(obs, told)
-        each = {"reduction": "none"} if self.policy.config.type in {"smolvla", "pi0", "pi05"} else {}
+        batch = self.seen(obs, told)
+        each = {"reduction": "none"} if self.policy.config.type in FLOWS else {}
         loss, _ = self.policy.forward(batch, **each)
         return loss.expand(len(chunk))
 
@@ -114,7 +114,7 @@ class LerobotPolicy(nn.Module):
         rows = obs.reshape(-1)
         self.policy.reset()
         with torch.no_grad():
-            chunk = self.after(self.policy.predict_action_chunk(self._seen(rows), **told))
+            chunk = self.after(self.policy.predict_action_chunk(self.seen(rows), **told))
         commands = chunk[:, : self.horizon].to(obs.proprio).reshape(*obs.batch_size, self.horizon, -1)
         return Action(
             commands=commands,
@@ -123,7 +123,7 @@ class LerobotPolicy(nn.Module):
             batch_size=obs.batch_size,
         )
 
-    def _seen(self, obs: Observation, told: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
+    def seen(self, obs: Observation, told: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
         """As the policy takes it; where it wants earlier observations, this one stands for them."""
         batch = self.before(self._batch(obs) | dict(told or {}))
         if self.policy.config.type == "diffusion":

@@ -15,6 +15,7 @@ from tiny_vlms import smolvlm
 
 from policies.gaussian import GaussianPolicy
 from policies.lerobot import LerobotPolicy
+from policies.lerobot_flow import LerobotFlow
 from policies.residual import ResidualPolicy
 from simulators.point import PointEnv
 from vla.checkpoint import load_policy, save_policy
@@ -211,3 +212,48 @@ def test_a_hub_id_is_the_same_path(folders, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "[2, 3, 2]" in done.stdout
+
+
+def test_a_flow_without_chance_decides_as_before(folders, obs):
+    plain = LerobotPolicy(SPEC, str(folders["smolvla"])).eval()
+    flow = LerobotFlow(SPEC, str(folders["smolvla"]), chain="ode").eval()
+    torch.manual_seed(3)
+    first = plain.act(obs).commands
+    torch.manual_seed(3)
+    torch.testing.assert_close(flow.act(obs).commands, first, atol=1e-4, rtol=1e-3)
+    assert flow.act(obs).log_prob.shape == (3, 0)
+
+
+def test_a_flow_with_chance_scores_what_is_played(folders, obs):
+    policy = LerobotFlow(SPEC, str(folders["smolvla"])).eval()
+    with torch.no_grad():
+        action = policy.act(obs)
+        assert action.commands.shape == (3, 3, 2)
+        assert action.log_prob.shape == (3, 3 * 2)
+        torch.testing.assert_close(policy.log_prob(obs, action), action.log_prob, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(policy.log_prob(obs[1:2], action[1:2]), action.log_prob[1:2], atol=1e-3, rtol=1e-3)
+    policy.log_prob(obs, action).sum().backward()
+    learned = {n for n, p in policy.whole.policy.named_parameters() if p.grad is not None and p.grad.any()}
+    assert "model.action_out_proj.weight" in learned
+    assert any("vision" in n for n in learned)
+    assert len(learned) > 0.8 * sum(p.requires_grad for p in policy.whole.policy.parameters())
+
+
+def test_a_flow_that_learned_by_reinforcement_loads_in_lerobot(folders, obs, tmp_path):
+    policy = LerobotFlow(SPEC, str(folders["smolvla"])).eval()
+    with torch.no_grad():
+        for p in policy.parameters():
+            p.add_(0.01)
+    save_policy(
+        tmp_path, policy, {"_target_": "policies.lerobot_flow.LerobotFlow", "pretrained": str(folders["smolvla"])}
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(load_policy(tmp_path).mode(obs).commands, policy.mode(obs).commands)
+        torch.testing.assert_close(LerobotPolicy(SPEC, str(tmp_path)).mode(obs).commands, policy.mode(obs).commands)
+
+
+def test_only_flows_have_such_chains(folders):
+    with pytest.raises(ValueError, match="is a policy of type act: only pi0, pi05, smolvla are flows"):
+        LerobotFlow(SPEC, str(folders["act"]))
+    with pytest.raises(ValueError, match="chain=sde or ode, not noise"):
+        LerobotFlow(SPEC, str(folders["smolvla"]), chain="noise")

@@ -98,21 +98,23 @@ def test_reinforcement_learning_solves_the_task_from_nothing(head, granularity):
     assert success(policy) >= 0.8
 
 
-@pytest.mark.parametrize(
-    "head",
-    [
-        partial(SmallFlow, chain="noise"),
-        partial(SmallFlow, chain="sde"),
-        partial(SmallDiffusion, eta=1.0, num_scored=3),
-    ],
-    ids=["flow, noise", "flow, sde", "diffusion"],
-)
-def test_reinforcement_learning_mends_a_chain_of_steps_that_imitates_poorly(head):
-    policy = head()
+CHAINS = {
+    "flow, noise": (partial(SmallFlow, chain="noise"), {"lr": 1e-3, "max_kl": 0.05}),
+    "flow, sde": (partial(SmallFlow, chain="sde", noise=1.0), {"lr": 1e-3, "max_kl": 0.1}),
+    "diffusion": (partial(SmallDiffusion, eta=1.0, num_scored=3), {"lr": 5e-4, "max_kl": 0.1}),
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_reinforcement_learning_mends_a_chain_of_steps_that_imitates_poorly(name):
+    """Without a bound on how far an update goes, these heads unlearn everything in the first."""
+    make, options = CHAINS[name]
+    policy = make()
     imitate(policy, demonstrations(8), steps=60)
     weak = success(Greedy(policy))
-    improve(policy, "chunk", updates=15, lr=1e-3)
-    assert success(Greedy(policy)) >= min(0.9, weak + 0.3)
+    improve(policy, "chunk", updates=15, num_envs=128, minibatch=256, **options)
+    assert weak < 0.6
+    assert success(Greedy(policy)) >= 0.8
 
 
 def test_reinforcement_learning_of_a_residual_mends_a_base_that_does_nothing():
@@ -123,11 +125,20 @@ def test_reinforcement_learning_of_a_residual_mends_a_base_that_does_nothing():
     assert success(Greedy(policy)) >= 0.85
 
 
-def improve(policy: nn.Module, granularity: str, updates: int, lr: float = 3e-3) -> None:
-    algorithm = PPO(policy, critic, lr=lr, gamma=0.9, granularity=granularity, minibatch=128)
-    env = PointEnv(num_envs=64)
+def improve(
+    policy: nn.Module,
+    granularity: str,
+    updates: int,
+    lr: float = 3e-3,
+    max_kl: float | None = None,
+    num_envs: int = 64,
+    minibatch: int = 128,
+) -> None:
+    options = {"lr": lr, "max_kl": max_kl, "minibatch": minibatch}
+    algorithm = PPO(policy, critic, gamma=0.9, granularity=granularity, **options)
+    env = PointEnv(num_envs=num_envs)
     for i in range(updates):
-        algorithm.update(rollout(env, policy, seed=64 * i))
+        algorithm.update(rollout(env, policy, seed=num_envs * i))
 
 
 class Swapped:

@@ -187,11 +187,11 @@ def require_agreement(trained: EnvSpec, env: EnvSpec) -> None:
         "proprio": (trained.proprio, env.proprio),
     }
     differing = {what: (ours, theirs) for what, (ours, theirs) in sides.items() if ours != theirs}
-    told = [f"\n  {what}: the policy was made for {a}, the environment has {b}" for what, (a, b) in differing.items()]
+    told = [f"{what}: the policy was made for {a}, the environment has {b}" for what, (a, b) in differing.items()]
     if differing:
         raise ValueError(
-            f"policy and environment disagree on the {' and the '.join(differing)}:{''.join(told)}\n"
-            "Give the environment the settings the policy was trained with, or train another policy."
+            f"policy and environment disagree on the {'; on the '.join(told)}. Give the environment the settings the "
+            "policy was trained with, or train another policy."
         )
 
 

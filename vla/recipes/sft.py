@@ -127,7 +127,7 @@ def test(env: Env, policy: Policy, seed: int, episodes: int) -> Metrics:
 def _require_sense(cfg: DictConfig) -> None:
     if not 0 <= cfg.validation < 1:
         raise ValueError(f"validation must be a share of the episodes from 0 up to 1, got {cfg.validation}")
-    if cfg.test_every and not cfg.env:
+    if cfg.test_every and not cfg.get("env"):
         raise ValueError(f"test_every={cfg.test_every} needs a simulator to test in: name one with env=")
 
 
