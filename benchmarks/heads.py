@@ -20,12 +20,15 @@ from threading import Lock
 from typing import Any
 
 import torch
+from hydra import compose, initialize_config_dir
 from tensordict import TensorDict
 from tqdm import tqdm
 
+from vla.checkpoint import build_policy
+from vla.program import CONFIGS
 from vla.run import load_policy, write_atomically
 from vla.statistics import rate
-from vla.types import Observation
+from vla.types import Camera, Command, EnvSpec, Observation
 
 TABLE = Path(__file__).parents[1] / "docs" / "heads.csv"
 RUNS = Path("runs/heads")
@@ -56,7 +59,6 @@ class Row:
     n: int
     blind: str  # k/n, of seed 0
     wrong_instruction: str
-    chunk_ms: float  # one decision for one observation on one thread
     sft_seconds: float
     parameters: int
 
@@ -68,7 +70,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--episodes", type=int, default=50)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--latency", action="store_true", help="only how long a decision takes")
     asked = parser.parse_args()
+    if asked.latency:
+        print(json.dumps({"program": "benchmarks.heads", "chunk_ms": latencies()}))  # noqa: T201
+        return
     there = {(x.task, x.head, x.seed) for x in rows()}
     wanted = [(t, h, s) for s in asked.seeds for t in asked.tasks for h in asked.heads if (t, h, s) not in there]
     for task in dict.fromkeys(task for task, _, _ in wanted):
@@ -111,7 +117,6 @@ def measure(task: str, head: str, seed: int, episodes: int) -> Row:
         n=played["n"],
         blind=_of(sanity.get("blind")),
         wrong_instruction=_of(sanity.get("wrong_instruction")),
-        chunk_ms=round(1000 * latency(policy), 2),
         sft_seconds=round(learned["seconds"], 1),
         parameters=sum(x.numel() for x in policy.parameters()),
     )
@@ -120,23 +125,28 @@ def measure(task: str, head: str, seed: int, episodes: int) -> Row:
     return row
 
 
-def latency(policy: Any) -> float:
-    """Seconds from an observation to a chunk, the median of some."""
-    spec = policy.spec
-    pictures = {c.name: torch.zeros(1, c.height, c.width, 3, dtype=torch.uint8) for c in spec.cameras}
+def latencies() -> dict[str, float]:
+    """Milliseconds from one observation to a chunk, on one thread: of turns of all heads the median."""
+    torch.set_num_threads(1)
+    cameras = (Camera("hand_camera", 64, 64), Camera("base_camera", 64, 64))
+    spec = EnvSpec(1, 20.0, 50, cameras, (("state", 22),), Command("ee_delta", 7, 0.05, 0.2))
+    pictures = {c.name: torch.zeros(1, c.height, c.width, 3, dtype=torch.uint8) for c in cameras}
     obs = Observation(
-        images=TensorDict(pictures, [1]),
-        proprio=torch.zeros(1, spec.proprio_dim),
-        instruction=["do it"],
-        batch_size=[1],
+        images=TensorDict(pictures, [1]), proprio=torch.zeros(1, 22), instruction=["do it"], batch_size=[1]
     )
-    seconds = []
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        asked = {head: [*settings, *BUDGET, "data=none"] for head, settings in HEADS.items()}
+        full = {head: [f"++{x}" if "." in x.partition("=")[0] else x for x in told] for head, told in asked.items()}
+        told = {head: compose("sft", x).policy for head, x in full.items()}
+    policies = {head: build_policy(config, spec).eval() for head, config in told.items()}
+    seconds: dict[str, list[float]] = {head: [] for head in HEADS}
     with torch.no_grad():
-        for _ in range(20):
-            start = time.perf_counter()
-            policy.mode(obs)
-            seconds.append(time.perf_counter() - start)
-    return sorted(seconds)[len(seconds) // 2]
+        for _ in range(40):
+            for head, policy in policies.items():
+                start = time.perf_counter()
+                policy.mode(obs)
+                seconds[head].append(time.perf_counter() - start)
+    return {head: round(1000 * sorted(x)[len(x) // 2], 1) for head, x in seconds.items()}
 
 
 def recipe(name: str, directory: Path, overrides: list[str]) -> dict[str, Any]:

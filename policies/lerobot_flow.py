@@ -105,7 +105,7 @@ class _Velocity(nn.Module):
         self, noisy: Float[Tensor, "rows length numbers"], time: Float[Tensor, " rows"], read: TensorDict
     ) -> Float[Tensor, "rows length numbers"]:
         model, seen = self.model[0], []
-        count = sum(name.startswith("image_") for name in read.keys())  # noqa: SIM118 -- not a dict
+        count = sum(str(name).startswith("image_") for name in read.keys())  # noqa: SIM118 -- not a dict
         pictures, masks = ([read[f"{what}_{i}"] for i in range(count)] for what in ("image", "mask"))
         state = [read["state"]] if "state" in read.keys() else []  # noqa: SIM118
         hook = model.action_out_proj.register_forward_hook(lambda _, __, out: seen.append(out))

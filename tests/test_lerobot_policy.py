@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_vlms import smolvlm
+from tiny_pi import shrink
+from tiny_vlms import paligemma, smolvlm
 
 from policies.gaussian import GaussianPolicy
 from policies.lerobot import LerobotPolicy
@@ -24,7 +25,8 @@ from vla.models.state_mlp import StateMLP
 
 ENV = {"num_targets": 2, "image_size": 64}
 SPEC = PointEnv(**ENV).spec
-KINDS = ("act", "diffusion", "smolvla")
+KINDS = ("act", "diffusion", "smolvla", "pi0", "pi05")
+FLOWS = KINDS[2:]
 
 
 def features():
@@ -41,7 +43,13 @@ def make(kind: str, folder: Path, vlm: Path) -> None:
     """As `lerobot-train` leaves it: configuration, weights, processors."""
     from lerobot.policies.factory import get_policy_class, make_policy_config, make_pre_post_processors
 
+    pi = {
+        "chunk_size": 4, "n_action_steps": 3, "max_state_dim": 8, "max_action_dim": 4, "image_resolution": (64, 64),
+        "tokenizer_max_length": 48, "num_inference_steps": 3,
+    }  # fmt: skip
     options = {
+        "pi0": pi,
+        "pi05": pi,
         "act": {"chunk_size": 4, "n_action_steps": 3, "dim_model": 32, "n_heads": 2, "dim_feedforward": 32,
                 "n_encoder_layers": 1, "n_vae_encoder_layers": 1, "latent_dim": 4, "pretrained_backbone_weights": None},
         "diffusion": {"horizon": 8, "n_action_steps": 3, "down_dims": (16, 32), "pretrained_backbone_weights": None,
@@ -59,6 +67,7 @@ def make(kind: str, folder: Path, vlm: Path) -> None:
         name: {
             "mean": torch.full((size,), 0.1), "std": torch.full((size,), 0.5),
             "min": torch.full((size,), -0.2), "max": torch.full((size,), 0.3),
+            "q01": torch.full((size,), -0.2), "q99": torch.full((size,), 0.3),
         }
         for name, size in (("observation.state", SPEC.proprio_dim), ("action", 2))
     }  # fmt: skip
@@ -70,13 +79,16 @@ def make(kind: str, folder: Path, vlm: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> dict[str, Path]:
-    vlm = tmp_path_factory.mktemp("vlm")
+def folders(tmp_path_factory):
+    vlm, tokenizer = tmp_path_factory.mktemp("vlm"), tmp_path_factory.mktemp("tokenizer")
     smolvlm(vlm)
+    paligemma(tokenizer)
     made = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
-    for kind, folder in made.items():
-        make(kind, folder, vlm)
-    return made
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch, tokenizer)
+        for kind, folder in made.items():
+            make(kind, folder, vlm)
+        yield made
 
 
 @pytest.fixture(params=KINDS)
@@ -155,7 +167,7 @@ def test_padding_does_not_change_the_loss(folder, obs):
         torch.manual_seed(1)
         with torch.no_grad():
             losses.append(policy.imitation_loss(obs, other, padded).mean().item())
-    if json.loads((folder / "config.json").read_text())["type"] == "smolvla":
+    if json.loads((folder / "config.json").read_text())["type"] in FLOWS:
         assert losses[0] == pytest.approx(losses[1], rel=0.3)  # the network sees the noisy padding, the loss does not
     else:
         assert all(x > 0 for x in losses)
@@ -214,9 +226,10 @@ def test_a_hub_id_is_the_same_path(folders, tmp_path):
     assert "[2, 3, 2]" in done.stdout
 
 
-def test_a_flow_without_chance_decides_as_before(folders, obs):
-    plain = LerobotPolicy(SPEC, str(folders["smolvla"])).eval()
-    flow = LerobotFlow(SPEC, str(folders["smolvla"]), chain="ode").eval()
+@pytest.mark.parametrize("kind", FLOWS)
+def test_a_flow_without_chance_decides_as_before(kind, folders, obs):
+    plain = LerobotPolicy(SPEC, str(folders[kind])).eval()
+    flow = LerobotFlow(SPEC, str(folders[kind]), chain="ode").eval()
     torch.manual_seed(3)
     first = plain.act(obs).commands
     torch.manual_seed(3)
@@ -224,8 +237,9 @@ def test_a_flow_without_chance_decides_as_before(folders, obs):
     assert flow.act(obs).log_prob.shape == (3, 0)
 
 
-def test_a_flow_with_chance_scores_what_is_played(folders, obs):
-    policy = LerobotFlow(SPEC, str(folders["smolvla"])).eval()
+@pytest.mark.parametrize("kind", FLOWS)
+def test_a_flow_with_chance_scores_what_is_played(kind, folders, obs):
+    policy = LerobotFlow(SPEC, str(folders[kind])).eval()
     with torch.no_grad():
         action = policy.act(obs)
         assert action.commands.shape == (3, 3, 2)
@@ -236,17 +250,16 @@ def test_a_flow_with_chance_scores_what_is_played(folders, obs):
     learned = {n for n, p in policy.whole.policy.named_parameters() if p.grad is not None and p.grad.any()}
     assert "model.action_out_proj.weight" in learned
     assert any("vision" in n for n in learned)
-    assert len(learned) > 0.8 * sum(p.requires_grad for p in policy.whole.policy.parameters())
+    assert len(learned) > 0.7 * sum(p.requires_grad for p in policy.whole.policy.parameters())
 
 
-def test_a_flow_that_learned_by_reinforcement_loads_in_lerobot(folders, obs, tmp_path):
-    policy = LerobotFlow(SPEC, str(folders["smolvla"])).eval()
+@pytest.mark.parametrize("kind", FLOWS)
+def test_a_flow_that_learned_by_reinforcement_loads_in_lerobot(kind, folders, obs, tmp_path):
+    policy = LerobotFlow(SPEC, str(folders[kind])).eval()
     with torch.no_grad():
         for p in policy.parameters():
             p.add_(0.01)
-    save_policy(
-        tmp_path, policy, {"_target_": "policies.lerobot_flow.LerobotFlow", "pretrained": str(folders["smolvla"])}
-    )
+    save_policy(tmp_path, policy, {"_target_": "policies.lerobot_flow.LerobotFlow", "pretrained": str(folders[kind])})
     with torch.no_grad():
         torch.testing.assert_close(load_policy(tmp_path).mode(obs).commands, policy.mode(obs).commands)
         torch.testing.assert_close(LerobotPolicy(SPEC, str(tmp_path)).mode(obs).commands, policy.mode(obs).commands)
