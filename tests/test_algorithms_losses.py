@@ -94,7 +94,14 @@ def test_tokens_count_up_to_the_end_of_the_episode():
     assert counts == [[1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]]
 
 
-def test_factors_that_are_not_the_numbers_of_the_chunk_all_count():
+def test_all_steps_of_a_chain_count_for_the_commands_that_were_executed():
+    """Three commands of two numbers, each drawn in two steps."""
+    counts = executed_factors(decisions([1, 3, 2], factors=12)).int().sum(-1).tolist()
+    assert counts == [4, 12, 8]
+    assert executed_factors(decisions([1, 3, 2], factors=12))[0, :4].all()
+
+
+def test_factors_that_are_not_those_of_single_commands_all_count():
     assert executed_factors(decisions([1, 3], factors=1)).all()
     assert executed_factors(decisions([1, 3], factors=4)).all()
 
