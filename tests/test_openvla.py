@@ -234,3 +234,18 @@ def expanded(text: str) -> set[str]:
         first, last = map(int, numbers.split("-"))
         lines |= {f"{before}{i}{after}" for i in range(first, last + 1)}
     return lines
+
+
+def test_patches_are_those_before_the_last_block_and_not_normalised(folder):
+    eyes = OpenVla(256, str(folder)).vision_backbone
+    picture = torch.randn(1, 6, 28, 28)
+    with torch.no_grad():
+        before = eyes(picture)
+        assert before.shape == (1, 4, 32 + 48)  # 2 x 2 patches of 14 pixels, no other tokens
+        for tower in (eyes.featurizer, eyes.fused_featurizer):
+            for unused in (tower.blocks[-1], tower.norm):
+                for p in unused.parameters():
+                    p.add_(torch.randn_like(p))
+        assert torch.equal(eyes(picture), before)
+        eyes.fused_featurizer.blocks[-2].norm1.weight.add_(1)
+        assert not torch.allclose(eyes(picture), before)
