@@ -249,3 +249,19 @@ def test_patches_are_those_before_the_last_block_and_not_normalised(folder):
         assert torch.equal(eyes(picture), before)
         eyes.fused_featurizer.blocks[-2].norm1.weight.add_(1)
         assert not torch.allclose(eyes(picture), before)
+
+
+def test_a_place_in_parallel_is_read_at_the_one_before_it(folder, obs):
+    """OFT's sequence, put together by hand: first token, pictures, sentence, empty places, end; nothing is hidden."""
+    words = OpenVla(256, str(folder))
+    prompt = words.read(obs[:1], [""])
+    embed = words.language_model.get_input_embeddings()
+    whole = torch.cat([prompt["inputs_embeds"], torch.zeros(1, 7, 32), embed(torch.tensor([[2]]))], 1)
+    size = whole.shape[1]
+    with torch.no_grad():
+        logits = words.language_model(
+            inputs_embeds=whole, attention_mask=torch.zeros(1, 1, size, size), position_ids=torch.arange(size)[None]
+        ).logits
+        ours = words.parallel(prompt, 7)
+    last = prompt["inputs_embeds"].shape[1] - 1
+    torch.testing.assert_close(ours, logits[:, last : last + 7, 31744:32000].flip(-1), atol=1e-5, rtol=1e-4)
