@@ -149,6 +149,7 @@ def test_a_mixture_draws_each_dataset_by_its_weight_not_its_size():
     drawn = torch.cat([next(mixture).obs.proprio[:, 0] for _ in range(50)])
     assert (drawn < 100).float().mean().item() == pytest.approx(0.75, abs=0.03)
     assert len(drawn) == 50 * 64
+    assert small.position + large.position == 50 * 64  # no frame of either was passed over
 
 
 def test_a_mixture_goes_on_where_another_stopped():
