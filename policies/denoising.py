@@ -9,6 +9,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from vla.algorithms.losses import unpadded_mean
 from vla.data.normalise import Statistics
 from vla.models.action_tokens import command_range
 from vla.models.denoisers import Denoiser
@@ -44,18 +45,17 @@ class DenoisingPolicy(nn.Module):
         self.encoder = encoder(spec)
         self.denoiser = denoiser(self.encoder.width, spec.action_dim, horizon)
         self.normaliser = Normaliser(spec.action_dim, floor=1e-3)
-        low, high = command_range(spec.command)
-        self.normaliser.set((low + high) / 2, (high - low) / 2)
+        self.normaliser.set_range(*command_range(spec.command))
         noise = torch.randn(horizon, spec.action_dim, generator=torch.Generator().manual_seed(0))
         self.register_buffer("origin", noise)
 
     def set_statistics(self, proprio: Statistics, action: Statistics) -> None:
         self.encoder.set_statistics(proprio)
-        self.normaliser.set((action.low + action.high) / 2, (action.high - action.low) / 2)
+        self.normaliser.set_range(action.low, action.high)
 
     def act(self, obs: Observation) -> Action:
         features = self.encoder(obs.reshape(-1))
-        noise = torch.randn(len(features), *self.origin.shape, device=features.device)
+        noise = torch.randn(len(features), *self.origin.shape, device=self.origin.device)
         return self._denoise(obs, features, noise, self.first_drawn(len(features)), chance=True)
 
     def mode(self, obs: Observation) -> Action:
@@ -80,9 +80,7 @@ class DenoisingPolicy(nn.Module):
         if padded is not None:
             clean = torch.where(padded[..., None], clean[:, :1], clean)  # what it says must not reach the network
         loss = self.denoising_error(self.encoder(obs), clean).mean(-1)
-        if padded is None:
-            return loss.mean(-1)
-        return (loss * ~padded).sum(-1) / (~padded).sum(-1).clamp(min=1)
+        return unpadded_mean(loss, padded)
 
     def follow(self, obs: Observation, noise: Noisy) -> Float[Tensor, "rows horizon action"]:
         """The commands that this noise leads to without chance, differentiably; one row each, normalised."""
@@ -119,7 +117,7 @@ class DenoisingPolicy(nn.Module):
     def _denoise(
         self, obs: Observation, features: Features, noise: Noisy, first: Int[Tensor, " rows"], *, chance: bool
     ) -> Action:
-        first = first.to(features.device)
+        first = first.to(self.origin.device)
         states = [noise]
         for i in range(self.steps):
             index = torch.full_like(first, i)

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from vla.algorithms.losses import unpadded_mean
 from vla.data.normalise import Statistics
 from vla.models.action_tokens import command_range
 from vla.models.encoder import Encoder
@@ -26,8 +27,7 @@ class DeterministicPolicy(nn.Module):
         nn.init.orthogonal_(self.head.weight, 0.01)
         nn.init.zeros_(self.head.bias)
         self.normaliser = Normaliser(spec.action_dim, floor=1e-3)
-        low, high = command_range(spec.command)
-        self.normaliser.set((low + high) / 2, (high - low) / 2)
+        self.normaliser.set_range(*command_range(spec.command))
 
     def set_statistics(self, proprio: Statistics, action: Statistics) -> None:
         self.encoder.set_statistics(proprio)
@@ -53,9 +53,7 @@ class DeterministicPolicy(nn.Module):
     ) -> Float[Tensor, " batch"]:
         """The mean absolute error of normalised commands that are not padding."""
         loss = (self._predict(obs) - self.normaliser(chunk)).abs().mean(-1)
-        if padded is None:
-            return loss.mean(-1)
-        return (loss * ~padded).sum(-1) / (~padded).sum(-1).clamp(min=1)
+        return unpadded_mean(loss, padded)
 
     def _predict(self, obs: Observation) -> Float[Tensor, "*batch horizon action"]:
         return self.head(self.encoder(obs.reshape(-1))).reshape(*obs.batch_size, self.horizon, -1)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 from torch.nn.functional import softplus
 
+from vla.algorithms.losses import unpadded_mean
 from vla.data.normalise import Statistics
 from vla.models.action_tokens import command_range
 from vla.models.encoder import Encoder
@@ -38,8 +39,7 @@ class GaussianPolicy(nn.Module):
         nn.init.zeros_(self.head.bias)
         self.log_std = nn.Parameter(torch.full((horizon, spec.action_dim), math.log(std - MIN_STD)))
         self.normaliser = Normaliser(spec.action_dim, floor=1e-3)
-        low, high = command_range(spec.command)
-        self.normaliser.set((low + high) / 2, (high - low) / 2)
+        self.normaliser.set_range(*command_range(spec.command))
 
     def set_statistics(self, proprio: Statistics, action: Statistics) -> None:
         self.encoder.set_statistics(proprio)
@@ -65,9 +65,7 @@ class GaussianPolicy(nn.Module):
     ) -> Float[Tensor, " batch"]:
         """The negative log-likelihood per number, averaged over those that are not padding."""
         loss = -self._score(self._distribution(obs), self._sample_of(chunk)).mean(-1)
-        if padded is None:
-            return loss.mean(-1)
-        return (loss * ~padded).sum(-1) / (~padded).sum(-1).clamp(min=1)
+        return unpadded_mean(loss, padded)
 
     def _distribution(self, obs: Observation) -> Normal:
         mean = self.head(self.encoder(obs.reshape(-1)))
@@ -100,7 +98,7 @@ class SquashedGaussianPolicy(GaussianPolicy):
 
     def set_statistics(self, proprio: Statistics, action: Statistics) -> None:
         self.encoder.set_statistics(proprio)
-        self.normaliser.set((action.low + action.high) / 2, (action.high - action.low) / 2)
+        self.normaliser.set_range(action.low, action.high)
 
     def _score(self, distribution: Normal, sample: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         stretched = 2 * (math.log(2) - sample - softplus(-2 * sample))  # log of the derivative of tanh

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from jaxtyping import Bool, Float
 from safetensors import safe_open
 from tensordict import TensorDict
 from torch import Tensor, nn
 
 from vla.data.normalise import Statistics
+from vla.models.hub import folder_of
 from vla.types import Action, EnvSpec, Observation
 
 FILES = ["*.json", "*.safetensors"]
@@ -35,7 +35,7 @@ class LerobotPolicy(nn.Module):
     ):
         super().__init__()
         self.spec = spec
-        self.folder = find(pretrained)
+        self.folder = folder_of(pretrained, FILES)
         self.policy, self.before, self.after = load(self.folder)
         config = self.policy.config
         self.cameras = {ours: f"observation.images.{theirs}" for ours, theirs in _names(spec, cameras).items()}
@@ -135,12 +135,6 @@ class LerobotPolicy(nn.Module):
     def _batch(self, obs: Observation) -> dict[str, Any]:
         pictures = {theirs: obs.images[ours].permute(0, 3, 1, 2).float() / 255 for ours, theirs in self.cameras.items()}
         return {**pictures, "observation.state": obs.proprio, "task": list(obs.instruction)}
-
-
-def find(pretrained: str) -> Path:
-    """The folder of a checkpoint: as named, or from the hub's cache, or downloaded."""
-    folder = Path(pretrained)
-    return folder if folder.is_dir() else Path(snapshot_download(pretrained, allow_patterns=FILES))
 
 
 def load(folder: Path) -> tuple[Any, Any, Any]:

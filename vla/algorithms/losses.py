@@ -12,6 +12,15 @@ def masked_mean(x: Float[Tensor, "*batch"], mask: Bool[Tensor, "*batch"]) -> Flo
     return torch.where(mask, x, 0).sum() / mask.sum().clamp(min=1)
 
 
+def unpadded_mean(
+    loss: Float[Tensor, "batch horizon"], padded: Bool[Tensor, "batch horizon"] | None
+) -> Float[Tensor, " batch"]:
+    """The mean over the commands of each chunk that are not padding; 0 where all are."""
+    if padded is None:
+        return loss.mean(-1)
+    return (loss * ~padded).sum(-1) / (~padded).sum(-1).clamp(min=1)
+
+
 def executed_factors(decisions: Rollout) -> Bool[Tensor, "*batch factors"]:
     """Which factors led to commands that were executed before the episode ended; the others earned nothing.
 

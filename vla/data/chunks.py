@@ -43,8 +43,7 @@ class Chunks:
         self.frames, self.horizon, self.batch_size, self.seed = frames, horizon, batch_size, seed
         self.shift, self.colour = shift, colour
         self.position = 0
-        lengths = frames.episode_start.diff()
-        self.last = torch.repeat_interleave(frames.episode_start[1:] - 1, lengths)  # the last frame of each's episode
+        self.last = last_frames(frames)
         self._order = (-1, torch.empty(0, dtype=torch.long))
 
     @property
@@ -137,6 +136,11 @@ class Mixture:
         self.position = state["position"]
         for stream, there in zip(self.streams, state["streams"], strict=True):
             stream.load_state_dict(there)
+
+
+def last_frames(frames: Frames) -> Int[Tensor, " frame"]:
+    """Of each frame, the last one of its episode."""
+    return torch.repeat_interleave(frames.episode_start[1:] - 1, frames.episode_start.diff())
 
 
 def chunks_at(frames: Frames, index: Int[Tensor, " batch"], horizon: int, last: Int[Tensor, " frame"]) -> ChunkBatch:

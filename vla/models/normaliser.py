@@ -27,6 +27,10 @@ class Normaliser(nn.Module):
         self.mean.copy_(mean)
         self.std.copy_(std.clamp(min=self.floor))
 
+    def set_range(self, low: Float[Tensor, " size"], high: Float[Tensor, " size"]) -> None:
+        """So that these become -1 and 1."""
+        self.set((low + high) / 2, (high - low) / 2)
+
     def forward(self, x: Float[Tensor, "*batch size"]) -> Float[Tensor, "*batch size"]:
         return (x - self.mean) / self.std
 

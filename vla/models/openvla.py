@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from torch.nn.functional import gelu
 from torchvision.transforms.v2.functional import InterpolationMode, center_crop, resize
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizerFast, LogitsProcessorList
 
+from vla.models.hub import folder_of
 from vla.models.token_decoders import Choice
 from vla.models.vlm import DESCRIPTION, Chooser
 from vla.types import Observation
@@ -44,7 +44,7 @@ class OpenVla(nn.Module):
         super().__init__()
         if bins != BINS:
             raise ValueError(f"OpenVLA's tokens are {BINS} bins, got bins={bins}")
-        self.folder = find(pretrained)
+        self.folder = folder_of(pretrained, FILES)
         self.settings = json.loads((self.folder / "config.json").read_text())
         self.crop = crop
         self.tokenizer = LlamaTokenizerFast.from_pretrained(self.folder)
@@ -200,12 +200,6 @@ class Projector(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch patches vision"]) -> Float[Tensor, "batch patches words"]:
         return self.fc3(gelu(self.fc2(gelu(self.fc1(x)))))
-
-
-def find(pretrained: str) -> Path:
-    """The folder of a checkpoint: as named, or from the hub's cache, or downloaded."""
-    folder = Path(pretrained)
-    return folder if folder.is_dir() else Path(snapshot_download(pretrained, allow_patterns=FILES))
 
 
 def public_name(ours: str) -> str:

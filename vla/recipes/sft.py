@@ -14,7 +14,7 @@ from vla.algorithms.memory import free_bytes, training_bytes
 from vla.algorithms.sft import SFT
 from vla.algorithms.together import from_first, rank_and_count, together
 from vla.checkpoint import Policy, initial_policy
-from vla.data.chunks import ChunkBatch, Chunks, Mixture, chunks_at, statistics
+from vla.data.chunks import ChunkBatch, Chunks, Mixture, chunks_at, last_frames, statistics
 from vla.data.frames import Frames, load_frames, require_no_test_episodes
 from vla.evaluation import outcomes, play, summarise
 from vla.program import Figures, program
@@ -144,8 +144,8 @@ def _split(frames: Frames, validation: float) -> tuple[Frames, Frames]:
 
 def _rows(frames: Frames, horizon: int, count: int) -> ChunkBatch:
     """So many frames, evenly from all of them."""
-    ends = torch.repeat_interleave(frames.episode_start[1:] - 1, frames.episode_start.diff())
-    return chunks_at(frames, torch.linspace(0, len(frames) - 1, min(count, len(frames))).long(), horizon, ends)
+    index = torch.linspace(0, len(frames) - 1, min(count, len(frames))).long()
+    return chunks_at(frames, index, horizon, last_frames(frames))
 
 
 def _tell_memory(algorithm: SFT, one: ChunkBatch, cfg: DictConfig, device: torch.device) -> None:
