@@ -118,22 +118,26 @@ class DenoisingPolicy(nn.Module):
         self, obs: Observation, features: Features, noise: Noisy, first: Int[Tensor, " rows"], *, chance: bool
     ) -> Action:
         first = first.to(self.origin.device)
-        states = [noise]
+        states, scores = [noise], noise.new_zeros(len(first), self.num_drawn, self.horizon, self.spec.action_dim)
         for i in range(self.steps):
             index = torch.full_like(first, i)
-            drawn = (first <= i) & (i < first + self.num_drawn) & chance
+            drawn = (first <= i) & (i < first + self.num_drawn)
+            fixed = ~drawn if chance else torch.ones_like(drawn)
             after = torch.empty_like(noise)
-            if not drawn.all():
-                after[~drawn] = self.fixed_step(features[~drawn], states[-1][~drawn], index[~drawn])
+            if fixed.any():
+                after[fixed] = self.fixed_step(features[fixed], states[-1][fixed], index[fixed])
             if drawn.any():
-                after[drawn] = self.drawn_step(features[drawn], states[-1][drawn], index[drawn]).sample()
+                step = self.drawn_step(features[drawn], states[-1][drawn], index[drawn])
+                if chance:
+                    after[drawn] = step.sample()
+                scores[drawn, i - first[drawn]] = self._played(step.log_prob(after[drawn]))
             states.append(after)
         kept = first[:, None] + torch.arange(self.num_drawn + 1, device=first.device)
         chain = torch.stack(states, 1)[torch.arange(len(first), device=first.device)[:, None], kept]
         batch = obs.batch_size
         return Action(
             commands=self.commands_of(states[-1]).reshape(*batch, self.horizon, -1),
-            log_prob=self._score(features, chain, first).reshape(*batch, -1),
+            log_prob=_by_command(scores).reshape(*batch, -1),
             latent=TensorDict({"chain": chain.reshape(*batch, *chain.shape[1:]), "first": first.reshape(batch)}, batch),
             batch_size=batch,
         )
@@ -146,6 +150,13 @@ class DenoisingPolicy(nn.Module):
             return chain.new_zeros(rows, 0)
         index = (first[:, None] + torch.arange(n, device=first.device)).flatten()
         before, after = chain[:, :-1].flatten(0, 1), chain[:, 1:].flatten(0, 1)
-        scores = self.drawn_step(features.repeat_interleave(n, 0), before, index).log_prob(after)
-        played = scores[:, : self.horizon, : self.spec.action_dim]  # of a chunk longer or wider than what is played
-        return played.unflatten(0, (rows, n)).transpose(1, 2).flatten(1)
+        scores = self._played(self.drawn_step(features.repeat_interleave(n, 0), before, index).log_prob(after))
+        return _by_command(scores.unflatten(0, (rows, n)))
+
+    def _played(self, scores: Noisy) -> Float[Tensor, "rows commands numbers"]:
+        """Those of what is played: a network's chunk may be longer or wider."""
+        return scores[:, : self.horizon, : self.spec.action_dim]
+
+
+def _by_command(scores: Float[Tensor, "rows draws horizon action"]) -> Float[Tensor, "rows factors"]:
+    return scores.transpose(1, 2).flatten(1)

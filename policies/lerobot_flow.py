@@ -20,7 +20,7 @@ class LerobotFlow(FlowPolicy):
 
     It decides as `LerobotPolicy` does but for one step in each decision, which is drawn (`chain`: sde) or not (ode).
     Only the commands that are played are scored, of the chunk and the padded numbers that it predicts. Prompt and
-    pictures are read again in every step.
+    pictures are read once for all steps.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class LerobotFlow(FlowPolicy):
 
 
 class _Reader:
-    """Observations as the network of a flow takes them, row by row."""
+    """Observations as the network of a flow takes them: what each of its layers remembers of pictures and prompt."""
 
     width = 0  # a learned noise would need features
 
@@ -80,22 +80,35 @@ class _Reader:
         self.whole = whole
 
     def __call__(self, obs: Observation) -> TensorDict:
+        from lerobot.policies.common.vla_utils import make_att_2d_masks, prepare_attention_masks_4d
+
         policy = self.whole.policy
         batch = self.whole.seen(obs)
         prepare = policy.prepare_images if hasattr(policy, "prepare_images") else policy._preprocess_images
-        images, masks = prepare(batch)
-        read = {f"image_{i}": x for i, x in enumerate(images)} | {f"mask_{i}": x for i, x in enumerate(masks)}
-        read |= {"tokens": batch["observation.language.tokens"], "known": batch["observation.language.attention_mask"]}
-        if hasattr(policy, "prepare_state"):
-            read["state"] = policy.prepare_state(batch)
-        return TensorDict(read, [len(obs)])
+        told = batch["observation.language.tokens"], batch["observation.language.attention_mask"]
+        state = {"state": policy.prepare_state(batch)} if hasattr(policy, "prepare_state") else {}
+        smol = hasattr(policy.model, "vlm_with_expert")
+        prompt, known, seeing = policy.model.embed_prefix(*prepare(batch), *told, **(state if smol else {}))
+        mask = make_att_2d_masks(known, seeing)
+        if not smol:
+            mask = prepare_attention_masks_4d(mask)
+            policy.model.paligemma_with_expert.paligemma.model.language_model.config._attn_implementation = "eager"
+        _, memory = (policy.model.vlm_with_expert if smol else policy.model.paligemma_with_expert).forward(
+            attention_mask=mask,
+            position_ids=known.cumsum(1) - 1,
+            past_key_values=None,
+            inputs_embeds=[prompt, None],
+            use_cache=True,
+        )
+        layers = {f"{name}_{i}": x for i, (k, v, _) in enumerate(memory) for name, x in (("keys", k), ("values", v))}
+        return TensorDict({"known": known, **({} if smol else state), **layers}, [len(obs)])
 
     def set_statistics(self, proprio: Statistics) -> None:
         pass
 
 
 class _Velocity(nn.Module):
-    """That of the network at any state and time: its training pass computes it, here without noise of its own."""
+    """That of the network at any state and time."""
 
     def __init__(self, whole: LerobotPolicy):
         super().__init__()
@@ -104,13 +117,9 @@ class _Velocity(nn.Module):
     def forward(
         self, noisy: Float[Tensor, "rows length numbers"], time: Float[Tensor, " rows"], read: TensorDict
     ) -> Float[Tensor, "rows length numbers"]:
-        model, seen = self.model[0], []
-        count = sum(str(name).startswith("image_") for name in read.keys())  # noqa: SIM118 -- not a dict
-        pictures, masks = ([read[f"{what}_{i}"] for i in range(count)] for what in ("image", "mask"))
-        state = [read["state"]] if "state" in read.keys() else []  # noqa: SIM118
-        hook = model.action_out_proj.register_forward_hook(lambda _, __, out: seen.append(out))
-        try:
-            model.forward(pictures, masks, read["tokens"], read["known"], *state, noisy, noisy, time)
-        finally:
-            hook.remove()
-        return seen[-1].float()
+        from transformers import DynamicCache
+
+        known, *rest = (read[x] for x in ("known", "state") if x in read.keys())  # noqa: SIM118 -- not a dict
+        count = sum(str(name).startswith("keys_") for name in read.keys())  # noqa: SIM118
+        memory = DynamicCache([(read[f"keys_{i}"], read[f"values_{i}"]) for i in range(count)])
+        return self.model[0].denoise_step(*rest, known, memory, noisy, time).float()

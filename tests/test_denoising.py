@@ -130,6 +130,14 @@ def test_every_step_of_an_sde_is_drawn_as_often_as_any_other():
     assert (torch.bincount(first, minlength=4) / 3000 - 0.25).abs().max() < 0.03
 
 
+@pytest.mark.parametrize("policy", [Flow(steps=3, chain="noise"), Diffusion(steps=3, levels=9, eta=1.0)])
+def test_a_decision_asks_the_denoiser_once_per_step(policy):
+    asked = []
+    policy.denoiser.register_forward_hook(lambda *_: asked.append(1))
+    policy.act(PointEnv(num_envs=2).reset(0))
+    assert len(asked) == 3
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

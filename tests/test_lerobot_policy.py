@@ -254,6 +254,17 @@ def test_a_flow_with_chance_scores_what_is_played(kind, folders, obs):
 
 
 @pytest.mark.parametrize("kind", FLOWS)
+def test_pictures_and_prompt_are_read_once_per_decision(kind, folders, obs, monkeypatch):
+    policy = LerobotFlow(SPEC, str(folders[kind])).eval()
+    model, read = policy.whole.policy.model, []
+    embed = model.embed_prefix
+    monkeypatch.setattr(model, "embed_prefix", lambda *args, **told: read.append(1) or embed(*args, **told))
+    with torch.no_grad():
+        policy.log_prob(obs, policy.act(obs))
+    assert len(read) == 2
+
+
+@pytest.mark.parametrize("kind", FLOWS)
 def test_a_flow_that_learned_by_reinforcement_loads_in_lerobot(kind, folders, obs, tmp_path):
     policy = LerobotFlow(SPEC, str(folders[kind])).eval()
     with torch.no_grad():

@@ -44,10 +44,14 @@ def policy_of(folder: Path, **options) -> VlmPolicy:
 
 
 def loud(policy: VlmPolicy) -> VlmPolicy:
-    """With stronger layers: random ones are so weak that no word hears another."""
+    """With stronger layers and words that differ: random layers are so weak, and new words so alike, that none hears
+    another.
+    """
     for name, p in policy.words.vlm.named_parameters():
         if "layers" in name and p.ndim > 1:
             p.data.mul_(5)
+    for words in (policy.words.vlm.get_input_embeddings(), policy.words.vlm.get_output_embeddings()):
+        words.weight.data.add_(torch.randn_like(words.weight))
     return policy
 
 
@@ -58,6 +62,17 @@ def test_scoring_a_decision_gives_the_probability_it_was_made_with(folder, obs, 
         for action in (policy.act(obs), policy.mode(obs)):
             assert action.log_prob.shape == (3, H * A)
             torch.testing.assert_close(policy.log_prob(obs, action), action.log_prob, atol=1e-4, rtol=1e-4)
+
+
+def test_a_token_hears_those_before_it_and_no_others(folder, obs):
+    policy = loud(policy_of(folder, parallel=False))
+    tokens = torch.zeros(3, H * A, dtype=torch.long)
+    other = tokens.clone()
+    other[:, 1] = BINS - 1
+    with torch.no_grad():
+        change = (policy.distribution(obs, tokens) - policy.distribution(obs, other)).abs().amax((0, 2))
+    assert (change[:2] < 1e-5).all()
+    assert (change[2:] > 1e-3).all()
 
 
 @pytest.mark.parametrize("parallel", [True, False])

@@ -76,6 +76,7 @@ class ActionVlm(nn.Module):
         known = vlm.get_input_embeddings().num_embeddings - bins - 1
         self.here = known + bins
         self.register_buffer("action_ids", torch.arange(known, known + bins), persistent=False)
+        self.prefixed = vlm.config.model_type == "paligemma"  # all of the prompt sees all of it, but nothing behind it
         self.width = vlm.config.get_text_config().hidden_size
         self.vlm = vlm if lora_rank is None else _with_lora(vlm, lora_rank)
 
@@ -93,11 +94,11 @@ class ActionVlm(nn.Module):
 
     def parallel(self, prompt: BatchFeature, num_tokens: int) -> Float[Tensor, "batch tokens bins"]:
         asked = torch.full((len(prompt["input_ids"]), num_tokens), self.here, device=self.action_ids.device)
-        logits = self.vlm(**_lengthened(prompt, asked), use_cache=False, logits_to_keep=num_tokens).logits
+        logits = self.vlm(**self._lengthened(prompt, asked), use_cache=False, logits_to_keep=num_tokens).logits
         return logits[..., self.action_ids]
 
     def after(self, prompt: BatchFeature, tokens: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens bins"]:
-        given = _lengthened(prompt, self.action_ids[tokens[:, :-1]])
+        given = self._lengthened(prompt, self.action_ids[tokens[:, :-1]])
         return self.vlm(**given, use_cache=False, logits_to_keep=tokens.shape[1]).logits[..., self.action_ids]
 
     def write(
@@ -120,6 +121,19 @@ class ActionVlm(nn.Module):
     def save_beside(self, directory: Path) -> None:
         self.vlm.config.save_pretrained(directory)
         self.processor.save_pretrained(directory)
+
+    def _lengthened(self, prompt: BatchFeature, tokens: Int[Tensor, "batch more"]) -> dict[str, Any]:
+        """The prompt with more tokens behind it, which are neither pictures nor, as PaliGemma calls it, prefix."""
+        longer = dict(prompt)
+        shape = prompt["input_ids"].shape
+        marks = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        if self.prefixed:
+            marks["token_type_ids"] = torch.ones_like(tokens)
+        for name, value in prompt.items():
+            if isinstance(value, Tensor) and value.shape == shape:
+                more = marks.get(name, torch.zeros_like(tokens))
+                longer[name] = torch.cat([value, more.to(value.dtype)], 1)
+        return longer
 
     def _prompt(self, question: str, num_pictures: int) -> str:
         """As the model was taught to be asked; what is around a question is made once."""
@@ -162,15 +176,3 @@ def _with_lora(vlm: Any, rank: int) -> Any:
     new = ["embed_tokens", "lm_head"]  # the action tokens' rows are new: they are trained whole
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", modules_to_save=new)
     return get_peft_model(vlm, config)
-
-
-def _lengthened(prompt: BatchFeature, tokens: Int[Tensor, "batch more"]) -> dict[str, Any]:
-    """The prompt with more tokens behind it; marks of what is a picture say that these are none."""
-    longer = dict(prompt)
-    shape = prompt["input_ids"].shape
-    longer["input_ids"] = torch.cat([prompt["input_ids"], tokens], 1)
-    for name, value in prompt.items():
-        if name != "input_ids" and isinstance(value, Tensor) and value.shape == shape:
-            more = torch.ones_like(tokens) if name == "attention_mask" else torch.zeros_like(tokens)
-            longer[name] = torch.cat([value, more.to(value.dtype)], 1)
-    return longer
