@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from policies.token import TokenHead
 from vla.data.normalise import Statistics
@@ -72,6 +73,10 @@ class VlmPolicy(TokenHead):
     def save_beside(self, directory: Path) -> None:
         """Write what the model is built from, besides its weights, so that a checkpoint needs nothing else."""
         self.words.save_beside(directory)
+
+    def blocks(self) -> list[nn.Module]:
+        """The layers of the pretrained model: what can be recomputed, or gathered from several GPUs, one by one."""
+        return [x for x in self.words.modules() if isinstance(x, GradientCheckpointingLayer)]
 
     def _read(self, obs: Observation) -> Mapping[str, Tensor]:
         return self.words.read(obs, self._told(obs))

@@ -144,9 +144,10 @@ def test_sft_learns_from_a_mixture_averages_validates_and_tests(data, tmp_path):
     assert any(not torch.equal(averaged[name], x) for name, x in learner.items())
 
 
-def test_two_processes_learn_what_one_does(trained, data, tmp_path):
+@pytest.mark.parametrize("sharded", ["false", "true"])
+def test_two_processes_learn_what_one_does(trained, data, tmp_path, sharded):
     arguments = [f"run_dir={tmp_path}" if x.startswith("run_dir=") else x for x in sft_arguments(data, tmp_path)]
-    summary = run_program("vla.recipes.sft", *arguments, "processes=2")
+    summary = run_program("vla.recipes.sft", *arguments, "processes=2", f"sharded={sharded}")
     one, two = (load_policy(x).state_dict() for x in (trained[1], summary["checkpoint"]))
     for name, x in one.items():
         torch.testing.assert_close(two[name], x, atol=2e-4, rtol=2e-3)

@@ -4,27 +4,13 @@ import copy
 
 import pytest
 import torch
+import torch.multiprocessing as mp
+from tiny_sft import SPEC, batch, learn_sharded, new
 
 from policies.flow import FlowPolicy
-from policies.token import TokenPolicy
-from simulators.point import PointEnv
 from vla.algorithms.memory import training_bytes
 from vla.algorithms.sft import SFT
-from vla.data.chunks import ChunkBatch
 from vla.models.state_mlp import StateMLP
-
-SPEC = PointEnv().spec
-
-
-def batch(rows: int = 12, seed: int = 0) -> ChunkBatch:
-    obs = PointEnv(num_envs=rows).reset(seed)
-    chunk = torch.rand(rows, 2, 2, generator=torch.Generator().manual_seed(seed)) * 0.4 - 0.2
-    return ChunkBatch(obs=obs, chunk=chunk, padded=torch.zeros(rows, 2, dtype=torch.bool), batch_size=[rows])
-
-
-def new(**options) -> SFT:
-    torch.manual_seed(0)
-    return SFT(TokenPolicy(SPEC, StateMLP, 2), total_steps=50, warmup_steps=2, **options)
 
 
 def weights(module) -> torch.Tensor:
@@ -87,6 +73,25 @@ def test_validation_draws_the_same_chance_each_time_and_disturbs_no_other():
     state = torch.get_rng_state()
     assert algorithm.validate(batch()) == algorithm.validate(batch())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_two_processes_with_half_the_weights_each_learn_what_one_does_and_go_on_where_they_stopped(tmp_path):
+    mp.spawn(learn_sharded, (str(tmp_path),), nprocs=2)
+    told = torch.load(tmp_path / "told.pt", weights_only=True)
+    whole = new(ema=0.9)
+    losses = [whole.update(batch(seed=i))["sft_loss"] for i in range(4)]
+    assert told["loss"] == pytest.approx(losses[2:], rel=1e-4)
+    through, resumed = told["weights"]
+    for name, ours in whole.policy.state_dict().items():
+        torch.testing.assert_close(resumed[name], through[name], rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(through[name], ours, rtol=1e-4, atol=1e-5)
+    size = sum(p.numel() for p in whole.policy.parameters())
+    assert told["share"] == pytest.approx(size / 2, rel=0.02)
+
+
+def test_a_model_that_cannot_recompute_is_refused():
+    with pytest.raises(ValueError, match="TokenPolicy has no pretrained model that can recompute"):
+        new(recompute=True)
 
 
 def test_memory_is_told_beforehand():

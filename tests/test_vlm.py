@@ -5,11 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.multiprocessing as mp
+from tiny_sft import learn_words_sharded, words_batch
 from tiny_vlms import FAMILIES
 
 from policies.vlm import HiddenCritic, VlmPolicy
 from simulators.point import PointEnv
+from vla.algorithms.memory import training_bytes
+from vla.algorithms.sft import SFT
 from vla.checkpoint import load_policy, save_policy
+from vla.data.chunks import ChunkBatch
 from vla.data.normalise import Statistics
 from vla.models.vlm import ActionVlm
 
@@ -173,3 +178,25 @@ def test_a_critic_judges_by_the_hidden_state_and_teaches_it_nothing(folders, obs
     value.sum().backward()
     assert all(p.grad is None for p in policy.parameters())
     assert not any(x is y for x in critic.parameters() for y in policy.parameters())
+
+
+def test_recomputing_layers_keeps_less_and_learns_the_same(folders, obs):
+    chunk = torch.rand(3, H, A) * 0.2
+    batch = ChunkBatch(obs=obs, chunk=chunk, padded=torch.zeros(3, H, dtype=torch.bool), batch_size=[3])
+    sizes, losses = [], []
+    for recompute in (False, True):
+        policy = policy_of(folders["qwen3-vl"]).train()
+        algorithm = SFT(policy, total_steps=20, warmup_steps=1, recompute=recompute)
+        sizes.append(training_bytes(algorithm, batch[:1], rows=1)["activations"])
+        losses.append([algorithm.update(batch)["sft_loss"] for _ in range(3)])
+    assert sizes[1] < 0.7 * sizes[0]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_two_processes_with_half_a_model_each_learn_what_one_does(folders, tmp_path):
+    mp.spawn(learn_words_sharded, (str(tmp_path), str(folders["qwen3-vl"])), nprocs=2)
+    policy = policy_of(folders["qwen3-vl"], parallel=False).train()
+    algorithm = SFT(policy, total_steps=20, warmup_steps=1)
+    losses = [algorithm.update(words_batch(PointEnv(num_envs=4, **ENV)))["sft_loss"] for _ in range(3)]
+    assert torch.load(tmp_path / "told.pt", weights_only=True) == pytest.approx(losses, rel=1e-5)
+    assert len(policy.blocks()) == 4

@@ -77,7 +77,7 @@ class Run:
 
     def due(self, step: int, every: int) -> bool:
         """Whether `step` is one of every so many, or the last; never if `every` is 0."""
-        return every > 0 and (step % every == 0 or step == self.steps)
+        return due(step, every, self.steps)
 
     def log(self, step: int, metrics: Metrics) -> None:
         """Add one line to `metrics.jsonl`, and the same to TensorBoard. One call per step."""
@@ -123,6 +123,11 @@ class Run:
 
             self._board = SummaryWriter(str(self.dir / "tensorboard"), purge_step=step)
         return self._board
+
+
+def due(step: int, every: int, steps: int) -> bool:
+    """Whether `step` is one of every so many, or the last of `steps`; never if `every` is 0."""
+    return every > 0 and (step % every == 0 or step == steps)
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:

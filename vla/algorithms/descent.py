@@ -3,6 +3,7 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_
 
 
@@ -26,7 +27,7 @@ def step(optimizer: torch.optim.Optimizer, max_grad_norm: float) -> float:
     """One step along the gradients there are; return their norm before they were clipped."""
     grad_norm = clip_grad_norm_(optimizer.param_groups[0]["params"], max_grad_norm)
     optimizer.step()
-    return grad_norm.item()
+    return (grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm).item()
 
 
 def device_of(optimizer: torch.optim.Optimizer) -> torch.device:

@@ -1,14 +1,16 @@
 """Supervised fine-tuning: imitate the chunks of a dataset."""
 
 import math
+from collections.abc import Callable
 from copy import deepcopy
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from vla.algorithms.descent import adamw, device_of, step
-from vla.algorithms.together import average, average_gradients, rank_and_count
+from vla.algorithms.together import Whole, average, average_gradients, own, rank_and_count, shard, shard_like
 from vla.data.chunks import ChunkBatch
 from vla.types import Imitator, Metrics
 
@@ -35,6 +37,8 @@ class SFT:
         accumulate: int = 1,
         ema: float | None = None,
         precision: str = "float32",
+        *,
+        recompute: bool = False,
     ):
         if not 0 <= warmup_steps < total_steps:
             raise ValueError(f"warmup_steps must be from 0 to total_steps - 1, got {warmup_steps} of {total_steps}")
@@ -48,13 +52,34 @@ class SFT:
         self.learner = policy if ema is None else deepcopy(policy)
         self.ema = ema
         self.accumulate, self.dtype, self.max_grad_norm = accumulate, PRECISIONS[precision], max_grad_norm
-        self.optimizer = adamw(self.learner, lr=lr, weight_decay=weight_decay)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda done: warmup_cosine(done, warmup_steps, total_steps)
-        )
-        self.parts = {"policy": policy, "optimizer": self.optimizer, "schedule": self.schedule}
-        if ema is not None:
-            self.parts["learner"] = self.learner
+        if recompute:
+            _recompute(self.learner)
+        factor = partial(warmup_cosine, warmup_steps=warmup_steps, total_steps=total_steps)
+        self.begin = partial(_begin, factor=factor, lr=lr, weight_decay=weight_decay)
+        self.optimizer, self.schedule = self.begin(self.learner)
+        self.sharded = False
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What a checkpoint must hold."""
+        found = {"policy": self.policy, "optimizer": self.optimizer, "schedule": self.schedule}
+        found |= {} if self.ema is None else {"learner": self.learner}
+        return {name: Whole(part) for name, part in found.items()} if self.sharded else found
+
+    def shard(self) -> None:
+        """Keep only this process's part of all weights, from now on; each process of a group must call it."""
+        states = self.optimizer.state_dict(), self.schedule.state_dict()
+        for module in {id(x): x for x in (self.policy, self.learner)}.values():
+            shard(cast(nn.Module, module), "imitation_loss")
+        self.optimizer, self.schedule = self.begin(self.learner)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        known = {
+            i: {name: shard_like(x, parameters[i]) for name, x in state.items()}
+            for i, state in states[0]["state"].items()
+        }
+        self.optimizer.load_state_dict({**states[0], "state": known})
+        self.schedule.load_state_dict(states[1])
+        self.sharded = True
 
     def update(self, batch: ChunkBatch) -> Metrics:
         rank, count = rank_and_count()
@@ -89,7 +114,7 @@ class SFT:
     def _average(self, ema: float) -> None:
         steps = self.schedule.last_epoch
         share = min(ema, (1 + steps) / (10 + steps))
-        averages, news = ([p.data for p in cast(nn.Module, x).parameters()] for x in (self.policy, self.learner))
+        averages, news = ([own(p.data) for p in cast(nn.Module, x).parameters()] for x in (self.policy, self.learner))
         torch._foreach_lerp_(averages, news, 1 - share)
 
     def loss(self, batch: ChunkBatch) -> Tensor:
@@ -105,3 +130,20 @@ def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
         return (step + 1) / warmup_steps
     done = min((step - warmup_steps) / (total_steps - warmup_steps), 1.0)
     return (1 + math.cos(math.pi * done)) / 2
+
+
+def _begin(
+    learner: Imitator, factor: Callable[[int], float], lr: float, weight_decay: float
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+    optimizer = adamw(learner, lr=lr, weight_decay=weight_decay)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def _recompute(learner: Any) -> None:
+    """Have every pretrained model in it compute its layers again in the backward pass; ValueError if there is none."""
+    models = [x for x in learner.modules() if hasattr(x, "gradient_checkpointing_enable")]
+    able = [x for x in models if getattr(x, "supports_gradient_checkpointing", True)]
+    if not able:
+        raise ValueError(f"{type(learner).__name__} has no pretrained model that can recompute: set recompute=false")
+    for model in able:
+        model.gradient_checkpointing_enable()

@@ -8,6 +8,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map
 
 Helper = Callable[[Any], None]  # from the configuration to the end of the work
 
@@ -51,6 +56,8 @@ def average_gradients(optimizer: torch.optim.Optimizer) -> None:
         return
     for group in optimizer.param_groups:
         for p in group["params"]:
+            if isinstance(p, DTensor):
+                continue  # sharded: the backward pass did it
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
             dist.all_reduce(p.grad)
             p.grad /= count
@@ -64,6 +71,53 @@ def average(x: float) -> float:
     total = torch.tensor(x, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
     dist.all_reduce(total)
     return total.item() / count
+
+
+def shard(module: nn.Module, entrance: str) -> None:
+    """Keep of each parameter only this process's part (FSDP2); all of them are whole while `entrance` runs.
+
+    A module that names its `blocks()`, each of which is called by itself, has only one of them whole at a time.
+    """
+    kind = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    mesh = init_device_mesh(kind, (dist.get_world_size(),))
+    blocks: Any = getattr(module, "blocks", list)
+    for block in (*blocks(), module):
+        fully_shard(block, mesh=mesh)
+    register_fsdp_forward_method(module, entrance)
+
+
+def shard_like(x: Tensor, parameter: Tensor) -> Tensor:
+    """A tensor that goes with a parameter, such as Adam's averages, in the same parts; others stay whole."""
+    if not isinstance(parameter, DTensor) or x.shape != parameter.shape:
+        return x
+    return distribute_tensor(x, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+def own(x: Tensor) -> Tensor:
+    """This process's part of a sharded tensor; a whole one as it is."""
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+class Whole:
+    """A part of a checkpoint whose state is put together from all processes: each must ask for it, in one order."""
+
+    def __init__(self, part: Any):
+        self.part = part
+
+    def state_dict(self) -> Any:
+        """Of all processes, in the first one; what the others get is of no use."""
+        first = rank_and_count()[0] == 0
+
+        def gathered(x: Any) -> Any:
+            if not isinstance(x, DTensor):
+                return x
+            whole = x.full_tensor()
+            return whole.cpu() if first else None
+
+        return tree_map(gathered, self.part.state_dict())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.part, name)
 
 
 def from_first(x: Any) -> Any:

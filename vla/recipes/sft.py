@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from contextlib import closing, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.utils import instantiate
@@ -19,7 +20,7 @@ from vla.data.frames import Frames, load_frames, require_no_test_episodes
 from vla.evaluation import outcomes, play, summarise
 from vla.program import Figures, program
 from vla.rollout import Greedy
-from vla.run import Run, find_device, read_metrics
+from vla.run import Run, due, find_device, read_metrics
 from vla.types import Env, Metrics, require_agreement
 
 log = logging.getLogger(__name__)
@@ -34,26 +35,25 @@ def sft(cfg: DictConfig) -> Figures:
     _require_sense(cfg)
     run = Run(cfg, "sft")
     work = Work(cfg, run.device)
-    parts = {**work.algorithm.parts, "batches": work.batches}
     if isinstance(work.algorithm, SFT):
         _tell_memory(work.algorithm, _rows(work.shown[0], work.policy.horizon, 1), cfg, run.device)
-    first = run.restore(parts)
+    first = run.restore(work.parts)
     start = time.perf_counter()
     env_of = closing(instantiate(cfg.env)) if cfg.test_every else nullcontext()
     with env_of as env, together(cfg.processes, _help, cfg):
         if env is not None:
             require_agreement(work.policy.spec, env.spec)
-        from_first((first, {name: part.state_dict() for name, part in parts.items()}))
+        from_first((first, {name: part.state_dict() for name, part in work.parts.items()}))
+        if cfg.sharded:
+            work.algorithm.shard()
         for step in run.loop(first):
-            metrics: Metrics = {**work.algorithm.update(next(work.batches)), "epoch": work.batches.epoch}
-            if work.unseen and run.due(step, cfg.validate_every):
-                metrics["validation_loss"] = sum(work.algorithm.validate(x) for x in work.unseen) / len(work.unseen)
+            metrics = work.learn(validate=run.due(step, cfg.validate_every))
             if env is not None and run.due(step, cfg.test_every):
                 metrics |= test(env, work.policy, cfg.test_seed, cfg.test_episodes)
             run.log(step, metrics)
             run.show(loss=metrics["sft_loss"])
             if run.due(step, cfg.save_every):
-                run.save(step, parts, work.config)
+                run.save(step, work.parts, work.config)
     seconds = time.perf_counter() - start
     run.close()
     learned = {"frames": sum(map(len, work.shown)), "epochs": round(work.batches.epoch, 2)}
@@ -84,17 +84,34 @@ class Work:
         mixed = Mixture(streams, list(weights.values()), cfg.batch_size, seed=cfg.seed)
         self.batches = streams[0] if len(streams) == 1 else mixed
 
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {**self.algorithm.parts, "batches": self.batches}
+
+    def learn(self, *, validate: bool) -> Metrics:
+        """One step."""
+        metrics: Metrics = {**self.algorithm.update(next(self.batches)), "epoch": self.batches.epoch}
+        if validate and self.unseen:
+            metrics["validation_loss"] = sum(self.algorithm.validate(x) for x in self.unseen) / len(self.unseen)
+        return metrics
+
 
 def _help(cfg: DictConfig) -> None:
     """What the other processes do: the same steps from the same state, without a directory."""
     rank, _ = rank_and_count()
     work = Work(cfg, find_device(cfg.device))
     first, state = from_first(None)
-    for name, part in {**work.algorithm.parts, "batches": work.batches}.items():
+    for name, part in work.parts.items():
         part.load_state_dict(state[name])
+    if cfg.sharded:
+        work.algorithm.shard()
     torch.manual_seed(cfg.seed + rank)  # noise is to differ
-    for _ in range(first, cfg.steps):
-        work.algorithm.update(next(work.batches))
+    for step in range(first + 1, cfg.steps + 1):
+        work.learn(validate=cfg.sharded and due(step, cfg.validate_every, cfg.steps))
+        if cfg.sharded and due(step, cfg.save_every, cfg.steps):
+            for part in work.parts.values():  # in the order in which `Run.save` asks for them
+                part.state_dict()
 
 
 def weights_of(data: str | ListConfig | DictConfig) -> dict[str, float]:
@@ -129,6 +146,11 @@ def _require_sense(cfg: DictConfig) -> None:
         raise ValueError(f"validation must be a share of the episodes from 0 up to 1, got {cfg.validation}")
     if cfg.test_every and not cfg.get("env"):
         raise ValueError(f"test_every={cfg.test_every} needs a simulator to test in: name one with env=")
+    if cfg.sharded and (cfg.processes == 1 or cfg.test_every):
+        raise ValueError(
+            f"sharded=true is for several processes and cannot play on the way: got processes={cfg.processes}, "
+            f"test_every={cfg.test_every}; evaluate its checkpoints afterwards"
+        )
 
 
 def _split(frames: Frames, validation: float) -> tuple[Frames, Frames]:
@@ -151,12 +173,14 @@ def _rows(frames: Frames, horizon: int, count: int) -> ChunkBatch:
 def _tell_memory(algorithm: SFT, one: ChunkBatch, cfg: DictConfig, device: torch.device) -> None:
     """Say how much memory it will take, before it takes it."""
     need = training_bytes(algorithm, one, -(-cfg.batch_size // (algorithm.accumulate * cfg.processes)))
+    if cfg.sharded:
+        need = {name: size if name == "activations" else size // cfg.processes for name, size in need.items()}
     told = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in need.items())
     log.info(f"memory for training: {sum(need.values()) / 2**30:.2f} GiB ({told})")
     if (free := free_bytes(device)) < sum(need.values()):
         log.warning(
             f"that is more than the {free / 2**30:.2f} GiB free on {device}: take a smaller batch_size, "
-            "algorithm.accumulate=4, policy.lora_rank=16 or a smaller policy"
+            "algorithm.accumulate=4, algorithm.recompute=true, policy.lora_rank=16 or a smaller policy"
         )
 
 
