@@ -11,27 +11,38 @@ from torch import Tensor, nn
 from policies.gaussian import GaussianPolicy
 from vla.data.normalise import Statistics
 from vla.rollout import Greedy
-from vla.types import Action, Actor, EnvSpec, Observation
+from vla.types import Action, Actor, EnvSpec, Observation, Seeded
 
 
 class ResidualPolicy(nn.Module):
     """Executes `base + residual`. Only the residual is trained and scored, and its mean starts at zero.
 
-    The residual sees the base chunk as part of proprio; one standard unit of it is `scale` of the command's half
-    range. The base chunk is part of the latent: the base may be stochastic, so it cannot be recomputed.
+    The residual sees what the base wants as part of proprio; one standard unit of it is `scale` of the command's half
+    range. That is part of the latent too: the base may be stochastic, so it cannot be recomputed.
+
+    With a `horizon` shorter than the base's chunks the base is asked again only when all of one has been played, and
+    the residual corrects every `horizon` commands by what is seen then (ResiP: 1). What waits of a chunk belongs to the
+    episodes being played: `begin` drops it.
     """
 
-    def __init__(self, spec: EnvSpec, base: Actor, residual: Callable[[EnvSpec], GaussianPolicy], scale: float = 0.1):
+    def __init__(
+        self,
+        spec: EnvSpec,
+        base: Actor,
+        residual: Callable[..., GaussianPolicy],
+        scale: float = 0.1,
+        horizon: int | None = None,
+    ):
         super().__init__()
         self.spec = spec
         self.base = base.requires_grad_(requires_grad=False).eval() if isinstance(base, nn.Module) else base
-        self.horizon = _horizon_of(base)
+        whole = _horizon_of(base)
+        self.horizon = whole if horizon is None else horizon
+        if self.horizon < 1 or whole % self.horizon:
+            raise ValueError(f"horizon must divide the {whole} commands of the base's chunks, got {horizon}")
         seen = (*spec.proprio, ("base", self.horizon * spec.action_dim))
-        self.residual = residual(replace(spec, proprio=seen))
-        if self.residual.horizon != self.horizon:
-            raise ValueError(
-                f"the residual has horizon {self.residual.horizon}, its base {self.horizon}: make them equal"
-            )
+        self.residual = residual(replace(spec, proprio=seen), horizon=self.horizon)
+        self.waiting: Tensor | None = None  # of the base's last chunk what has not been played
         nn.init.zeros_(self.residual.head.weight)
         commands = self.residual.normaliser
         commands.set(torch.zeros_like(commands.mean), scale * commands.std)
@@ -51,12 +62,18 @@ class ResidualPolicy(nn.Module):
         }
         self.residual.encoder.set_statistics(Statistics(**seen))
 
+    def begin(self, seed: int) -> None:
+        """Other episodes are played from now on."""
+        self.waiting = None
+        if isinstance(self.base, Seeded):
+            self.base.begin(seed)
+
     def act(self, obs: Observation) -> Action:
-        return self._correct(obs, self.base.act(obs), self.residual.act)
+        return self._correct(obs, self._next(obs, self.base.act), self.residual.act)
 
     def mode(self, obs: Observation) -> Action:
         """The base's most likely chunk with the mean correction."""
-        return self._correct(obs, Greedy(self.base).act(obs), self.residual.mode)
+        return self._correct(obs, self._next(obs, Greedy(self.base).act), self.residual.mode)
 
     def log_prob(self, obs: Observation, action: Action) -> Float[Tensor, "*batch factors"]:
         return self.residual.log_prob(_with_base(obs, action.latent["base"]), action.latent["residual"])
@@ -69,11 +86,27 @@ class ResidualPolicy(nn.Module):
     ) -> Float[Tensor, " batch"]:
         """That of the residual towards what the base lacks."""
         with torch.no_grad():
-            base = Greedy(self.base).act(obs).commands
+            base = Greedy(self.base).act(obs).commands[..., : self.horizon, :]
         return self.residual.imitation_loss(_with_base(obs, base), chunk - base, padded)
 
-    def _correct(self, obs: Observation, base: Action, decide: Callable[[Observation], Action]) -> Action:
-        base_chunk = base.commands.detach()
+    def _next(self, obs: Observation, ask: Callable[[Observation], Action]) -> Float[Tensor, "*batch horizon action"]:
+        """The commands of the base that are due."""
+        chunk = ask(obs).commands.detach() if self.waiting is None else self.waiting
+        if chunk.shape[:-2] != obs.batch_size:
+            raise ValueError(
+                f"commands of the base wait for episodes of shape {tuple(chunk.shape[:-2])}, now there are "
+                f"{tuple(obs.batch_size)}: call `begin` before other episodes"
+            )
+        due, rest = chunk[..., : self.horizon, :], chunk[..., self.horizon :, :]
+        self.waiting = rest if rest.shape[-2] else None
+        return due
+
+    def _correct(
+        self,
+        obs: Observation,
+        base_chunk: Float[Tensor, "*batch horizon action"],
+        decide: Callable[[Observation], Action],
+    ) -> Action:
         residual = decide(_with_base(obs, base_chunk))
         return Action(
             commands=base_chunk + residual.commands,

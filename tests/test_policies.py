@@ -19,6 +19,7 @@ from vla.models.film_cnn import FilmCNN
 from vla.models.state_mlp import StateMLP
 from vla.models.text import TextEncoder
 from vla.models.token_decoders import AutoregressiveDecoder
+from vla.rollout import Greedy, rollout
 from vla.types import Observation
 
 H, A = 3, 2
@@ -348,9 +349,45 @@ def test_training_a_residual_keeps_the_base_in_evaluation():
     assert not policy.base.training
 
 
-def test_a_residual_refuses_a_base_of_another_horizon():
-    with pytest.raises(ValueError, match="horizon 3, its base 2"):
-        ResidualPolicy(SPEC, GaussianPolicy(SPEC, StateMLP, 2), SmallGaussian)
+def test_a_residual_of_single_commands_leaves_longer_chunks_alone_bit_for_bit_episode_after_episode():
+    base = SmallGaussian(SPEC)
+    policy = ResidualPolicy(SPEC, base, SmallGaussian, horizon=1)
+    env = PointEnv(num_envs=5, max_steps=8, **ENV)  # no multiple of 3: part of a chunk is left when time is up
+    for seed in (0, 7):
+        whole, single = (rollout(env, Greedy(x), seed=seed) for x in (base, policy))
+        assert single.executed.shape[-2] == 1
+        for ours, theirs in zip(single.episodes(), whole.episodes(), strict=True):
+            chunks = zip(theirs.executed[:-1], theirs.num_steps[:-1].tolist(), strict=True)
+            assert torch.equal(ours.executed[:-1].flatten(0, 1), torch.cat([chunk[:n] for chunk, n in chunks]))
+
+
+def test_a_base_is_asked_when_its_chunk_is_used_up(obs):
+    asked = []
+
+    class Base(GaussianPolicy):
+        def mode(self, obs):
+            asked.append(len(obs))
+            return super().mode(obs)
+
+    base = Base(SPEC, StateMLP, H)
+    policy = ResidualPolicy(SPEC, base, SmallGaussian, horizon=1)
+    chunk = base.mode(obs).commands
+    asked.clear()
+    for i in range(3):
+        assert torch.equal(policy.mode(obs).commands, chunk[:, i : i + 1])
+    assert len(asked) == 1
+    policy.mode(obs)
+    assert len(asked) == 2
+    with pytest.raises(ValueError, match=r"wait for episodes of shape \(5,\), now there are \(2,\): call `begin`"):
+        policy.mode(obs[:2])
+    policy.begin(0)
+    assert torch.equal(policy.mode(obs[:2]).commands, chunk[:2, :1])
+
+
+@pytest.mark.parametrize("horizon", [0, 2, 6])
+def test_a_residual_divides_the_chunks_of_its_base(horizon):
+    with pytest.raises(ValueError, match=f"horizon must divide the 3 commands of the base's chunks, got {horizon}"):
+        ResidualPolicy(SPEC, SmallGaussian(SPEC), SmallGaussian, horizon=horizon)
 
 
 # ---- encoders and critics

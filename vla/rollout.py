@@ -96,6 +96,8 @@ class Greedy:
 
     def __init__(self, actor: Actor):
         self.decide = getattr(actor, "mode", actor.act)
+        if isinstance(actor, Seeded):
+            self.begin = actor.begin
 
     def act(self, obs: Observation) -> Action:
         return self.decide(obs)
