@@ -1,23 +1,17 @@
-"""What stands between a policy trained elsewhere and our observations: its conventions are options here, not ours."""
+"""Conventions of policies trained elsewhere, applied to our observations."""
 
 from torch import Tensor
 
-from vla.types import Action, Actor, Observation
+from vla.types import Observation
 
 
-class Mirrored:
-    """An actor that sees the pictures of public LIBERO checkpoints: left and right exchanged.
+def mirrored(obs: Observation) -> Observation:
+    """With left and right of all pictures exchanged, as public LIBERO checkpoints were trained.
 
-    Their training pictures were robosuite's, stored bottom-up, turned by 180 degrees: upright, but left and right
-    exchanged. Ours are upright and not mirrored, so what such a policy must see is ours mirrored.
+    Their pictures were robosuite's, stored bottom-up, turned by 180 degrees: upright, but mirrored. Ours are not.
     """
-
-    def __init__(self, actor: Actor):
-        self.actor = actor
-
-    def act(self, obs: Observation) -> Action:
-        return self.actor.act(obs.replace(images=obs.images.apply(_mirrored)))
+    return obs.replace(images=obs.images.apply(_flipped))
 
 
-def _mirrored(pictures: Tensor) -> Tensor:
+def _flipped(pictures: Tensor) -> Tensor:
     return pictures.flip(-2)

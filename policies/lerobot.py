@@ -10,6 +10,7 @@ from safetensors import safe_open
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from policies.adapters import mirrored as flip
 from vla.data.normalise import Statistics
 from vla.models.hub import folder_of
 from vla.types import Action, EnvSpec, Observation
@@ -23,17 +24,25 @@ class LerobotPolicy(nn.Module):
     """The policy of a hub id or folder `pretrained`, with the processors saved beside it.
 
     Its camera features are called as ours (`observation.images.<camera>`), or `cameras` says which of ours is which of
-    its own. Of the chunk it predicts the first `horizon` commands are played; null: as many as it says itself. Its
-    normalisation is that of its processors, until `set_statistics`. ValueError where its features are not the
-    environment's, or where a weight of the file did not reach the model: some of LeRobot's loaders go on silently.
+    its own; it sees pictures as they are, or `mirrored`. Of the chunk it predicts the first `horizon` commands are
+    played; null: as many as it says itself. Its normalisation is that of its processors, until `set_statistics`.
+    ValueError where its features are not the environment's, or where a weight of the file did not reach the model: some
+    of LeRobot's loaders go on silently.
 
     The weights are named as in its own file, so that a checkpoint of ours is also one of LeRobot's.
     """
 
     def __init__(
-        self, spec: EnvSpec, pretrained: str, horizon: int | None = None, cameras: Mapping[str, str] | None = None
+        self,
+        spec: EnvSpec,
+        pretrained: str,
+        horizon: int | None = None,
+        cameras: Mapping[str, str] | None = None,
+        *,
+        mirrored: bool = False,
     ):
         super().__init__()
+        self.mirrored = mirrored
         self.spec = spec
         self.folder = folder_of(pretrained, FILES)
         self.policy, self.before, self.after = load(self.folder)
@@ -133,6 +142,7 @@ class LerobotPolicy(nn.Module):
         return {name: x.to(device) if isinstance(x, Tensor) else x for name, x in batch.items()}
 
     def _batch(self, obs: Observation) -> dict[str, Any]:
+        obs = flip(obs) if self.mirrored else obs
         pictures = {theirs: obs.images[ours].permute(0, 3, 1, 2).float() / 255 for ours, theirs in self.cameras.items()}
         return {**pictures, "observation.state": obs.proprio, "task": list(obs.instruction)}
 

@@ -31,8 +31,10 @@ class LerobotFlow(FlowPolicy):
         cameras: Mapping[str, str] | None = None,
         chain: str = "sde",
         noise: float = 0.5,
+        *,
+        mirrored: bool = False,
     ):
-        whole = LerobotPolicy(spec, pretrained, horizon, cameras)
+        whole = LerobotPolicy(spec, pretrained, horizon, cameras, mirrored=mirrored)
         config = whole.policy.config
         if config.type not in FLOWS:
             flows = ", ".join(sorted(FLOWS))

@@ -28,10 +28,13 @@ class OpenVlaPolicy(VlmPolicy):
         dataset: str,
         unit: Sequence[float] = (0.05, 0.05, 0.05, 0.5, 0.5, 0.5, 1.0),
         temperature: float = 1.0,
+        *,
+        mirrored: bool = False,
     ):
         if len(unit) != spec.action_dim:
             raise ValueError(f"unit has {len(unit)} numbers, commands have {spec.action_dim}")
-        super().__init__(spec, words, horizon, BINS, "quantiles", temperature, parallel=horizon > 1, proprio=False)
+        told = {"parallel": horizon > 1, "proprio": False, "mirrored": mirrored}
+        super().__init__(spec, words, horizon, BINS, "quantiles", temperature, **told)
         known = self.words.statistics(dataset)
         scaled = torch.tensor(known.get("mask", [True] * len(unit)))
         low, high = (torch.tensor(known[name]).float() for name in ("q01", "q99"))

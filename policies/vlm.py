@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from policies.adapters import mirrored as flip
 from policies.token import TokenHead
 from vla.data.normalise import Statistics
 from vla.models.normaliser import Normaliser
@@ -23,7 +24,8 @@ class VlmPolicy(TokenHead):
     """`words` is a model that reads observations and writes tokens, made for so many bins (`vla.models.vlm`).
 
     `parallel` asks for all tokens of a chunk in one pass (as OFT), otherwise they are written one by one (as OpenVLA).
-    Proprio is told in words, as whole numbers (as pi0.5), unless `proprio` is False.
+    Proprio is told in words, as whole numbers (as pi0.5), unless `proprio` is False. Pictures are seen as they are, or
+    `mirrored`.
     """
 
     def __init__(
@@ -37,10 +39,11 @@ class VlmPolicy(TokenHead):
         *,
         parallel: bool = True,
         proprio: bool = True,
+        mirrored: bool = False,
     ):
         super().__init__(spec, horizon, bins, limits, temperature)
         self.num_tokens = horizon * spec.action_dim
-        self.parallel = parallel
+        self.parallel, self.mirrored = parallel, mirrored
         self.normaliser = Normaliser(spec.proprio_dim) if proprio else None
         self.words: Any = words(bins)
 
@@ -79,7 +82,7 @@ class VlmPolicy(TokenHead):
         return [x for x in self.words.modules() if isinstance(x, GradientCheckpointingLayer)]
 
     def _read(self, obs: Observation) -> Mapping[str, Tensor]:
-        return self.words.read(obs, self._told(obs))
+        return self.words.read(flip(obs) if self.mirrored else obs, self._told(obs))
 
     def _told(self, obs: Observation) -> list[str]:
         if self.normaliser is None:

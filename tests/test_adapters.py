@@ -3,27 +3,19 @@
 import torch
 from scenes import scene
 
-from policies.adapters import Mirrored
-from vla.sanity import Stay
-
-
-class Remembers(Stay):
-    def act(self, obs):
-        self.seen = obs
-        return super().act(obs)
+from policies.adapters import mirrored
 
 
 def test_a_mirrored_view_is_robosuites_own_picture_turned_by_180_degrees():
     env = scene("robosuite", "Lift", image_size=64)
     obs = env.reset(1)
-    policy = Remembers(env.spec)
-    Mirrored(policy).act(obs)
+    seen = mirrored(obs)
     context = own_context(env)
     for camera in env.spec.cameras:
         raw = own_picture(env, context, camera.name)
         ours, turned = obs.images[camera.name][0].int(), raw.flip(0, 1).int()
         assert (ours - raw.flip(0).int()).abs().float().mean() < 1  # robosuite's pictures are bottom-up
-        assert (policy.seen.images[camera.name][0].int() - turned).abs().float().mean() < 1
+        assert (seen.images[camera.name][0].int() - turned).abs().float().mean() < 1
         assert (ours - turned).abs().float().mean() > 3
     env.close()
 

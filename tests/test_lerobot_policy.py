@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from programs import run
 from safetensors.torch import load_file, save_file
 from tiny_pi import shrink
 from tiny_vlms import paligemma, smolvlm
 
+from policies.adapters import mirrored
 from policies.gaussian import GaussianPolicy
 from policies.lerobot import LerobotPolicy
 from policies.lerobot_flow import LerobotFlow
@@ -22,6 +24,7 @@ from simulators.point import PointEnv
 from vla.checkpoint import load_policy, save_policy
 from vla.data.normalise import Statistics
 from vla.models.state_mlp import StateMLP
+from vla.recipes import evaluate, import_policy, inspect
 
 ENV = {"num_targets": 2, "image_size": 64}
 SPEC = PointEnv(**ENV).spec
@@ -274,6 +277,27 @@ def test_a_flow_that_learned_by_reinforcement_loads_in_lerobot(kind, folders, ob
     with torch.no_grad():
         torch.testing.assert_close(load_policy(tmp_path).mode(obs).commands, policy.mode(obs).commands)
         torch.testing.assert_close(LerobotPolicy(SPEC, str(tmp_path)).mode(obs).commands, policy.mode(obs).commands)
+
+
+@pytest.mark.parametrize("kind", ["act", "smolvla"])
+def test_a_mirrored_policy_sees_the_other_side(kind, folders, obs):
+    make = LerobotFlow if kind == "smolvla" else LerobotPolicy
+    plain, other = (make(SPEC, str(folders[kind]), mirrored=x).eval() for x in (False, True))
+    with torch.no_grad():
+        assert not torch.equal(other.mode(obs).commands, plain.mode(obs).commands)
+        assert torch.equal(other.mode(mirrored(obs)).commands, plain.mode(obs).commands)
+
+
+def test_a_public_policy_becomes_a_checkpoint_that_can_be_evaluated(folders, tmp_path):
+    env = ["env=point", "env.num_targets=2", "env.image_size=64"]
+    policy = ["policy=lerobot", f"policy.pretrained={folders['act']}", "policy.mirrored=true"]
+    out, runs = tmp_path / "imported", [f"run_dir={tmp_path / name}" for name in ("import", "evaluate", "inspect")]
+    told = run(import_policy.main, *env, *policy, f"out={out}", runs[0])
+    assert told["command"] == str(SPEC.command)
+    assert run(evaluate.main, *env, f"policy={out}", "episodes=2", "videos=0", runs[1])["n"] == 2
+    assert run(inspect.main, f"checkpoint={out}", runs[2])["policy"]["mirrored"] is True
+    with pytest.raises(SystemExit):
+        run(import_policy.main, *env, *policy, f"out={out}", runs[0])
 
 
 def test_only_flows_have_such_chains(folders):

@@ -9,6 +9,7 @@ import torch.multiprocessing as mp
 from tiny_sft import learn_words_sharded, words_batch
 from tiny_vlms import FAMILIES
 
+from policies.adapters import mirrored
 from policies.vlm import HiddenCritic, VlmPolicy
 from simulators.point import PointEnv
 from vla.algorithms.memory import training_bytes
@@ -67,6 +68,14 @@ def test_scoring_a_decision_gives_the_probability_it_was_made_with(folder, obs, 
         for action in (policy.act(obs), policy.mode(obs)):
             assert action.log_prob.shape == (3, H * A)
             torch.testing.assert_close(policy.log_prob(obs, action), action.log_prob, atol=1e-4, rtol=1e-4)
+
+
+def test_a_mirrored_policy_sees_the_other_side(folders, obs):
+    plain, other = (loud(policy_of(folders["smolvlm"], mirrored=x)) for x in (False, True))
+    other.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(other.distribution(mirrored(obs)), plain.distribution(obs), rtol=0, atol=0)
+        assert not torch.equal(other.distribution(obs), plain.distribution(obs))
 
 
 def test_a_token_hears_those_before_it_and_no_others(folder, obs):

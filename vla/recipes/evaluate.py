@@ -95,11 +95,10 @@ def _expert(cfg: DictConfig, spec: EnvSpec) -> Actor:
 
 
 def _placed(policy: Policy, spec: EnvSpec, run: Run, cfg: DictConfig) -> Actor:
-    """The policy as it is to act, behind its adapter."""
+    """The policy as it is to act."""
     require_agreement(policy.spec, spec)
     actor: Actor = Greedy(policy) if cfg.greedy else policy
-    actor = actor if run.device.type == "cpu" else OnDevice(actor, run.device)
-    return instantiate(cfg.adapter)(actor) if cfg.get("adapter") else actor
+    return actor if run.device.type == "cpu" else OnDevice(actor, run.device)
 
 
 def _films(directory: Path, videos: int | str, hz: float) -> Watcher:
