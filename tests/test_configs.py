@@ -86,7 +86,8 @@ def bind(node: dict[str, Any]) -> None:
         for name, x in signature.parameters.items()
         if x.default is x.empty and x.kind not in (x.VAR_POSITIONAL, x.VAR_KEYWORD)
     }
-    if missing := required - given.keys() - SUPPLIED:
+    supplied = SUPPLIED | ({"horizon"} if node.get("_partial_") else set())  # a residual's is its policy's
+    if missing := required - given.keys() - supplied:
         raise TypeError(f"{node['_target_']} needs {sorted(missing)}")
 
 

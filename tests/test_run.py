@@ -21,6 +21,7 @@ from vla.checkpoint import build_policy, find_policy, initial_policy, policy_con
 from vla.models.state_mlp import StateMLP
 from vla.run import Run, find_device, load_policy, read_metrics, save_policy, write_atomically
 
+TRANSFORMER = {"_target_": "vla.models.denoisers.TransformerDenoiser", "_partial_": True}
 POLICY = {
     "_target_": "policies.token.TokenPolicy",
     "horizon": 2,
@@ -308,3 +309,22 @@ def test_training_starts_from_a_checkpoint_if_it_fits(tmp_path):
     fresh, found = initial_policy(OmegaConf.create(POLICY), None, spec)
     assert isinstance(fresh, nn.Module)
     assert found == POLICY
+
+
+def test_a_flow_that_imitated_without_chance_gets_some_for_reinforcement(tmp_path):
+    spec = PointEnv().spec
+    config = {"_target_": "policies.flow.FlowPolicy", "horizon": 2, "steps": 4, "encoder": POLICY["encoder"]}
+    policy = build_policy(config, spec).eval()
+    save_policy(tmp_path, policy, config)
+    obs = PointEnv(num_envs=3).reset(0)
+    for chain, factors in (("sde", 4), ("noise", 16)):
+        changed, found = initial_policy({}, tmp_path, spec, {"chain": chain})
+        assert found == {**config, "chain": chain}
+        assert torch.equal(changed.mode(obs).commands, policy.mode(obs).commands)
+        assert changed.act(obs).log_prob.shape == (3, factors)
+        save_policy(tmp_path / chain, changed, found)
+        assert load_policy(tmp_path / chain).chain == chain
+    with pytest.raises(ValueError, match=r"do not fit[\s\S]*denoiser"):
+        initial_policy({}, tmp_path, spec, {"denoiser": TRANSFORMER})
+    with pytest.raises(ValueError, match=r"init_with=\{'chain': 'sde'\} changes a checkpoint, and init names none"):
+        initial_policy(config, None, spec, {"chain": "sde"})

@@ -22,13 +22,21 @@ def build_policy(config: Mapping[str, Any], spec: EnvSpec) -> Policy:
     return instantiate(config, _partial_=True)(spec=spec)
 
 
-def initial_policy(config: Mapping[str, Any], init: Path | str | None, spec: EnvSpec) -> tuple[Policy, dict[str, Any]]:
-    """The policy to train, and its configuration: a new one, or that of the checkpoint `init` if it fits `spec`."""
+def initial_policy(
+    config: Mapping[str, Any], init: Path | str | None, spec: EnvSpec, changes: Mapping[str, Any] | None = None
+) -> tuple[Policy, dict[str, Any]]:
+    """The policy to train, and its configuration: a new one, or that of the checkpoint `init` if it fits `spec`.
+
+    `changes` are settings of that one to be different from now on, such as `{"chain": "sde"}` of a flow that learned by
+    imitation and is to go on by reinforcement.
+    """
     if init is None:
+        if changes:
+            raise ValueError(f"init_with={dict(changes)} changes a checkpoint, and init names none")
         return build_policy(config, spec), cast(dict[str, Any], _plain(config))
-    policy = load_policy(init)
+    policy = load_policy(init, changes)
     require_agreement(policy.spec, spec)
-    return policy.train(), policy_config(init)
+    return policy.train(), policy_config(init, changes)
 
 
 def save_policy(
@@ -51,19 +59,23 @@ def save_policy(
     save_file(weights, directory / "model.safetensors")
 
 
-def load_policy(directory: Path | str) -> Policy:
+def load_policy(directory: Path | str, changes: Mapping[str, Any] | None = None) -> Policy:
     """The policy of a checkpoint or, given the directory of a run, of its last one; in evaluation mode, on the CPU.
+
+    With `changes` of its settings there may be parts that have no weights yet.
 
     A checkpoint names the classes it is made of, so those must be policies or models of this project or of torch.
     Raises FileNotFoundError where there is no checkpoint, ValueError if it is not trusted or its weights do not fit.
     """
     place = find_policy(directory)
     description = _read(place)
-    _require_trusted(description["policy"], place)
-    config = _pointing(description["policy"], str(place), only=HERE)
+    config = policy_config(directory, changes)
+    _require_trusted(config, place)
     policy = build_policy(config, EnvSpec.from_dict(description["spec"]))
     try:
-        policy.load_state_dict(load_file(place / "model.safetensors"))
+        unknown = policy.load_state_dict(load_file(place / "model.safetensors"), strict=not changes).unexpected_keys
+        if unknown:
+            raise RuntimeError(f"with {dict(changes or {})} it has no {', '.join(unknown[:3])}")
     except RuntimeError as error:
         raise ValueError(f"the weights in {place} do not fit the policy its policy.json describes: {error}") from error
     return policy.eval()
@@ -74,10 +86,11 @@ def describe(directory: Path | str) -> dict[str, Any]:
     return _read(find_policy(directory))
 
 
-def policy_config(directory: Path | str) -> dict[str, Any]:
-    """The configuration that the policy of a checkpoint was built from."""
+def policy_config(directory: Path | str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The configuration that the policy of a checkpoint was built from, with `changes`."""
     place = find_policy(directory)
-    return _pointing(_read(place)["policy"], str(place), only=HERE)
+    config = _pointing(_read(place)["policy"], str(place), only=HERE)
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(config, dict(changes or {}))))
 
 
 def find_policy(directory: Path | str) -> Path:

@@ -24,13 +24,13 @@ def online(cfg: DictConfig) -> Figures:
     """Play with the current weights, learn from it, and now and then test greedily on the same held-out episodes."""
     if cfg.init is not None:
         with open_dict(cfg):
-            cfg.policy = OmegaConf.create(policy_config(cfg.init))
+            cfg.policy = OmegaConf.create(policy_config(cfg.init, cfg.init_with))
     run = Run(cfg, "online")
     seeds = training_seeds(cfg)
     num_envs = cfg.env.num_envs
     with _collectors(cfg, run) as collectors:
         hz = collectors.spec.control_hz
-        policy, config = initial_policy(cfg.policy, cfg.init, collectors.spec)
+        policy, config = initial_policy(cfg.policy, cfg.init, collectors.spec, cfg.init_with)
         policy.to(run.device)
         algorithm: Algorithm = instantiate(cfg.algorithm, _partial_=True)(policy=policy)
         reward_model = instantiate(cfg.reward)

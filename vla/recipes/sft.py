@@ -69,7 +69,7 @@ class Work:
         self.shown = [x for x, _ in datasets]
         for other in self.shown[1:]:
             require_agreement(self.shown[0].spec, other.spec)
-        self.policy, self.config = initial_policy(cfg.policy, cfg.init, self.shown[0].spec)
+        self.policy, self.config = initial_policy(cfg.policy, cfg.init, self.shown[0].spec, cfg.init_with)
         if cfg.init is None:
             self.policy.set_statistics(*statistics(*self.shown))
         self.policy.to(device)
