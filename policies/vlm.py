@@ -1,5 +1,6 @@
 """Action tokens from a pretrained vision-language model (OpenVLA, Kim et al. 2024; OpenVLA-OFT, 2025)."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from policies.adapters import mirrored as flip
+from policies.critic import values_of
 from policies.token import TokenHead
 from vla.data.normalise import Statistics
 from vla.models.normaliser import Normaliser
@@ -93,14 +95,16 @@ class VlmPolicy(TokenHead):
 
 
 class HiddenCritic(nn.Module):
-    """One value per decision from the policy's own hidden state, which learns nothing from it (pi_RL, 2025)."""
+    """Values from the policy's own hidden state, which learns nothing from it (pi_RL, 2025)."""
 
-    def __init__(self, policy: VlmPolicy, width: int = 256):
+    def __init__(self, policy: VlmPolicy, width: int = 256, *, per_command: bool = False):
         super().__init__()
         self.policies = [policy]  # in a list, so that its weights are not also the critic's
-        self.head = nn.Sequential(nn.Linear(policy.words.width, width), nn.SiLU(), nn.Linear(width, 1))
+        self.size = values_of(policy, per_command=per_command)
+        values = nn.Linear(width, math.prod(self.size))
+        self.head = nn.Sequential(nn.Linear(policy.words.width, width), nn.SiLU(), values)
 
-    def forward(self, obs: Observation) -> Float[Tensor, "*batch"]:
+    def forward(self, obs: Observation) -> Float[Tensor, "..."]:
         with torch.no_grad():
             hidden = self.policies[0].hidden(obs.reshape(-1))
-        return self.head(hidden.float()).reshape(obs.batch_size)
+        return self.head(hidden.float()).reshape(*obs.batch_size, *self.size)

@@ -90,7 +90,7 @@ def _obey(scene: Env, order: Float[Tensor, " action"] | int) -> Step:
     if not isinstance(order, int):
         alive = torch.ones(1, dtype=torch.bool)
         step = execute(scene, order[None, None], alive)
-        return step.replace(executed=step.executed[:, 0])
+        return step.replace(executed=step.executed[:, 0], rewards=None)
     never = torch.zeros(1, dtype=torch.bool)
     return Step(
         obs=scene.reset(order),

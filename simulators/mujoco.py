@@ -165,17 +165,16 @@ class MujocoScene:
 
     def step(self, command: Float[Tensor, "env action"]) -> Step:
         step = self.play(command[:, None])
-        return step.replace(executed=step.executed[:, 0])
+        return step.replace(executed=step.executed[:, 0], rewards=None)
 
     def play(self, chunk: Float[Tensor, "env horizon action"]) -> Step:
         """Play a chunk and draw once at its end; an episode that is over stays as it ended."""
         commands = chunk[0].detach().double().numpy()
-        executed, reward, ended = np.zeros_like(commands), 0.0, False
+        executed, rewards, ended = np.zeros_like(commands), torch.zeros(1, len(commands)), False
         successes: list[bool] = []  # of each command executed
         while not self.over and len(successes) < len(commands):
             executed[len(successes)] = self._apply(commands[len(successes)])
-            earned, success, ended = self._judge()
-            reward += earned
+            rewards[0, len(successes)], success, ended = self._judge()
             successes.append(success)
             ended = ended or (success and self.ends_on_success)
             self.over = ended or self.steps + len(successes) >= self.spec.max_steps
@@ -184,7 +183,8 @@ class MujocoScene:
             self.last = self._observe()
         return Step(
             obs=self.last.clone(),
-            reward=torch.tensor([reward]),
+            reward=rewards.sum(-1),
+            rewards=rewards,
             success=torch.tensor([True in successes]),
             terminated=torch.tensor([ended]),
             truncated=torch.tensor([bool(successes) and self.over and not ended]),

@@ -13,7 +13,7 @@ class Tally:
     def __init__(self, chunk: Float[Tensor, "env horizon action"]):
         n = len(chunk)
         self.executed = torch.zeros_like(chunk)
-        self.reward = torch.zeros(n)
+        self.rewards = torch.zeros(chunk.shape[:2])
         self.num_steps, self.steps_to_success = (torch.zeros(n, dtype=torch.long) for _ in range(2))
         self.success, self.success_at_end, self.terminated, self.truncated = torch.zeros(4, n, dtype=torch.bool)
 
@@ -35,7 +35,7 @@ class Tally:
         """Count one command. A column that is alive has executed all commands so far, so their place is its count."""
         env = alive.nonzero().squeeze(-1)
         self.executed[env, self.num_steps[env]] = executed[env]
-        self.reward += reward * alive
+        self.rewards[env, self.num_steps[env]] = reward[env]
         self.num_steps += alive
         self.steps_to_success = torch.where(alive & success & ~self.success, self.num_steps, self.steps_to_success)
         self.success |= success & alive
@@ -47,7 +47,8 @@ class Tally:
         """All of it as the answer to the chunk."""
         return Step(
             obs=obs,
-            reward=self.reward,
+            reward=self.rewards.sum(-1),
+            rewards=self.rewards,
             success=self.success,
             terminated=self.terminated,
             truncated=self.truncated,
@@ -55,5 +56,5 @@ class Tally:
             success_at_end=self.success_at_end,
             steps_to_success=self.steps_to_success,
             num_steps=self.num_steps,
-            batch_size=[len(self.reward)],
+            batch_size=[len(self.rewards)],
         )

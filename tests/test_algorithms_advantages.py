@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla.algorithms.advantages import gae, normalised
+from vla.algorithms.advantages import gae, gae_per_command, group_advantage, normalised
 
 
 def episode(length: int, rows: int, *, terminated: bool):
@@ -70,3 +70,42 @@ def test_normalised_advantages_have_mean_zero_and_deviation_one_and_keep_their_o
     advantage = torch.tensor([1.0, 3.0, 5.0])
     torch.testing.assert_close(normalised(advantage), torch.tensor([-1.0, 0.0, 1.0]) * 1.5**0.5)
     assert normalised(torch.tensor([2.0])).tolist() == [0.0]
+
+
+@given(st.integers(0, 10**6), st.floats(0, 1), st.floats(0.1, 1))
+def test_advantages_per_command_are_those_of_an_episode_told_command_by_command(seed, lam, gamma):
+    rng = torch.Generator().manual_seed(seed)
+    rows, horizon = 5, 3
+    length = int(torch.randint(1, rows, (1,), generator=rng))
+    num_steps = torch.randint(1, horizon + 1, (rows, 1), generator=rng)
+    num_steps[length:] = 0
+    terminated = torch.zeros(rows, 1, dtype=torch.bool)
+    terminated[length - 1] = bool(torch.rand(1, generator=rng) < 0.5)
+    reward, value = torch.randn(2, rows, 1, horizon, generator=rng)
+    advantage = gae_per_command(reward, value, terminated, num_steps, gamma, lam)
+
+    executed = torch.arange(horizon) < num_steps[..., None]
+    told = [torch.cat([x[executed], x[length, 0, :1]])[:, None] for x in (reward, value)]
+    steps = len(told[0])
+    valid = (torch.arange(steps) < steps - 1)[:, None]
+    end = (torch.arange(steps) == steps - 2)[:, None] & terminated.any()
+    one_by_one = gae(told[0], told[1], end, valid, torch.full_like(told[0], gamma), lam)
+    torch.testing.assert_close(advantage[executed], one_by_one[valid], atol=1e-5, rtol=1e-5)
+    assert (advantage[~executed] == 0).all()
+
+
+def test_a_group_is_compared_with_itself():
+    returns = torch.tensor([[1.0, 0.1], [0.0, 0.1], [0.0, 0.1]])
+    std = (2 / 9 * 3 / 2) ** 0.5
+    for kind, expected in {
+        "mean": [2 / 3, -1 / 3],
+        "leave_one_out": [1.0, -0.5],
+        "std": [2 / 3 / std, -1 / 3 / std],
+    }.items():
+        advantage = group_advantage(returns, kind)
+        assert advantage[:2, 0].tolist() == pytest.approx(expected, abs=1e-5)
+        assert (advantage[:, 1] == 0).all()  # exactly: alike is alike
+    with pytest.raises(ValueError, match="one of std, mean, leave_one_out, got 'rank'"):
+        group_advantage(returns, "rank")
+    with pytest.raises(ValueError, match="at least 2 episodes, got 1"):
+        group_advantage(returns[:1])

@@ -15,6 +15,7 @@ from policies.teacher import TokenTeacher
 from policies.token import TokenPolicy
 from simulators.point import Homing, PointEnv
 from vla.algorithms.distill import DIVERGENCES, Distill
+from vla.algorithms.grpo import GRPO
 from vla.algorithms.losses import executed_factors
 from vla.algorithms.ppo import PPO
 from vla.algorithms.sft import SFT, warmup_cosine
@@ -30,10 +31,16 @@ Gauss = partial(GaussianPolicy, SPEC, StateMLP, 2)
 Flow = partial(FlowPolicy, SPEC, StateMLP, 2, partial(UNet1D, channels=(16,)), steps=3, chain="noise")
 Teacher = partial(TokenTeacher, actor=Homing(2))
 critic = partial(Critic, encoder=StateMLP)
+per_command = partial(Critic, encoder=StateMLP, per_command=True)
 ALGORITHMS = {
     "sft": (Tokens, lambda policy: SFT(policy, total_steps=20, warmup_steps=5)),
     "ppo": (Gauss, lambda policy: PPO(policy, critic, epochs=2, minibatch=16)),
     "ppo of tokens": (Tokens, lambda policy: PPO(policy, critic, granularity="factor", minibatch=16)),
+    "ppo of commands": (
+        Gauss,
+        lambda policy: PPO(policy, per_command, granularity="command", value_clip=0.2, dual_clip=3.0, minibatch=16),
+    ),
+    "grpo": (Gauss, lambda policy: GRPO(policy, group=2, keep=None, epochs=2, minibatch=16)),
     "ppo of a flow": (Flow, lambda policy: PPO(policy, critic, epochs=2, minibatch=16)),
     "distill": (Tokens, lambda policy: Distill(policy, Teacher, epochs=2, minibatch=16)),
     "distill, exact": (Tokens, lambda policy: Distill(policy, Teacher, divergence="reverse_exact", minibatch=16)),
@@ -128,7 +135,7 @@ def test_a_score_that_is_no_number_is_refused():
         PPO(policy, critic).update(played)
 
 
-@pytest.mark.parametrize("name", ["ppo", "ppo of tokens", "distill"])
+@pytest.mark.parametrize("name", ["ppo", "ppo of tokens", "ppo of commands", "grpo", "distill"])
 def test_what_follows_the_end_of_an_episode_teaches_nothing(name):
     """Rows after the end, and the rest of a chunk in whose middle time ran out."""
     make_policy, make_algorithm = ALGORITHMS[name]
@@ -159,13 +166,14 @@ def test_lost_episodes_teach_nothing(name):
     played = rollout(Losing(num_envs=8, lost=[2, 5]), policy, seed=0)
     assert played.lost() == [2, 5]
     learned = []
-    for experience in (played, played[:, [0, 1, 3, 4, 6, 7]]):
+    others = [0, 3, 4, 7] if name == "grpo" else [0, 1, 3, 4, 6, 7]  # 1 and 6 have lost what they are compared with
+    for experience in (played, played[:, others]):
         student = copy.deepcopy(policy)
         torch.manual_seed(3)
         make_algorithm(student).update(experience)
         learned.append(dict(student.named_parameters()))
     for n, p in learned[0].items():
-        assert torch.equal(p, learned[1][n]), n
+        torch.testing.assert_close(p, learned[1][n], rtol=1e-5, atol=1e-6, msg=n)
 
 
 @pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "sft"])
@@ -347,3 +355,80 @@ def test_replay_learns_from_the_last_updates_and_no_longer_ones():
 def test_replay_with_sampled_divergence_is_refused():
     with pytest.raises(ValueError, match="replay goes with an exact divergence only"):
         Distill(Tokens(), Teacher, replay=1)
+
+
+def test_in_its_first_updates_only_the_critic_learns():
+    policy = Gauss()
+    algorithm = PPO(policy, critic, critic_only=1, minibatch=16)
+    before, judged = copy.deepcopy(policy.state_dict()), copy.deepcopy(algorithm.critic.state_dict())
+    algorithm.update(play(policy))
+    assert all(torch.equal(x, before[n]) for n, x in policy.state_dict().items())
+    assert any(not torch.equal(x, judged[n]) for n, x in algorithm.critic.state_dict().items())
+    algorithm.update(play(policy))
+    assert any(not torch.equal(x, before[n]) for n, x in policy.state_dict().items())
+
+
+def test_values_per_command_need_rewards_per_command_and_no_ratio_of_whole_chunks():
+    policy = Gauss()
+    with pytest.raises(ValueError, match="need the reward of each command"):
+        PPO(policy, per_command, granularity="command").update(play(policy).replace(rewards=None))
+    with pytest.raises(ValueError, match="a ratio per command or factor: set granularity"):
+        PPO(policy, per_command, granularity="chunk").update(play(policy))
+
+
+def grouped(policy, success: list[list[bool]], reward: list[list[float]] | None = None) -> Rollout:
+    """Two episodes, each played as often as told; what they earned and whether they succeeded is as told."""
+    told = torch.tensor(success).flatten()
+    played = rollout(PointEnv(num_envs=len(told)), policy, seed=0)
+    first = torch.arange(len(played))[:, None] == 0
+    gained = torch.tensor(reward).flatten() if reward else told.float()
+    return played.replace(success=first & told & played.valid, reward=first * gained)
+
+
+def test_only_groups_that_differ_enough_teach():
+    policy = Gauss()
+    algorithm = GRPO(policy, group=2, keep=(0.1, 0.9), minibatch=10_000, max_grad_norm=1e9)
+    before = copy.deepcopy(policy.state_dict())
+    assert algorithm.update(grouped(policy, [[True, False], [True, False]]))["kept"] == 0.0
+    assert all(torch.equal(x, before[n]) for n, x in policy.state_dict().items())
+    told = algorithm.update(grouped(policy, [[True, False], [False, False]]))
+    assert told["kept"] == 0.5
+    assert any(not torch.equal(x, before[n]) for n, x in policy.state_dict().items())
+
+
+def test_a_group_of_which_one_was_lost_is_left_out_whole():
+    policy = Gauss()
+    played = rollout(Losing(num_envs=4, lost=[2]), policy, seed=0)
+    assert GRPO(policy, group=2, keep=None)._kept(played).tolist() == [False, True, False, True]
+
+
+def test_episodes_of_different_lengths_count_alike_if_that_is_wanted():
+    policy = Gauss()
+    played = grouped(policy, [[True], [False]])
+    played.valid[2:, 1] = False
+    length = played.valid.sum(0).float()
+    assert length[0] > length[1] == 2
+    for normalised in (False, True):
+        algorithm = GRPO(policy, group=2, advantage="mean", keep=None, length_normalised=normalised)
+        kept = torch.ones(2, dtype=torch.bool)
+        sums = (algorithm._advantage(played, kept) * played.valid).sum(0)
+        expected = 0.5 * length.mean() if normalised else 0.5 * length
+        torch.testing.assert_close(sums, torch.tensor([1.0, -1.0]) * expected)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"group": 1}, "group must be at least 2, got 1"),
+        ({"advantage": "rank"}, "advantage must be one of std, mean, leave_one_out, got 'rank'"),
+        ({"keep": (0.9, 0.1)}, r"keep must be two growing shares of success, such as \[0.1, 0.9\], got \(0.9, 0.1\)"),
+        ({"clip": 0.0}, "clip must be a number between 0 and 1"),
+        ({"dual_clip": 0.5}, "dual_clip must be above 1"),
+        ({"granularity": "token"}, "granularity must be one of factor, command, chunk, got 'token'"),
+    ],
+)
+def test_grpo_refuses_what_cannot_be(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        GRPO(Gauss(), **wrong)
+    with pytest.raises(ValueError, match="8 episodes are not groups of 3"):
+        GRPO(Gauss(), group=3).update(play(Gauss()))

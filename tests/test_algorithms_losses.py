@@ -14,6 +14,7 @@ from vla.algorithms.losses import (
     masked_mean,
     regroup,
     sampled_kl,
+    value_loss,
 )
 from vla.types import Action, Observation, Rollout
 
@@ -33,10 +34,36 @@ TRUE = torch.ones(1, 1, dtype=torch.bool)
 )
 def test_the_surrogate_is_clipped_only_where_it_has_gained(ratio, advantage, loss, slope):
     log_ratio = torch.tensor([[ratio]]).log().requires_grad_()
-    actual = clipped_loss(log_ratio, torch.tensor([advantage]), TRUE, clip=0.2)
+    actual = clipped_loss(log_ratio, torch.tensor([[advantage]]), TRUE, (0.2, 0.2))
     actual.backward()
     assert actual.item() == pytest.approx(loss, abs=1e-5)
     assert log_ratio.grad.item() == pytest.approx(slope, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "slope"),
+    [
+        (1.25, 2.0, -2.5, -2.5),  # high clips later than low
+        (1.5, 2.0, -2.6, 0.0),
+        (0.7, -2.0, 1.6, 0.0),
+        (2.5, -2.0, 5.0, 5.0),
+        (4.0, -2.0, 6.0, 0.0),  # three times the advantage is enough
+        (4.0, 2.0, -2.6, 0.0),
+    ],
+)
+def test_both_sides_are_clipped_apart_and_harm_is_bounded(ratio, advantage, loss, slope):
+    log_ratio = torch.tensor([[ratio]]).log().requires_grad_()
+    actual = clipped_loss(log_ratio, torch.tensor([[advantage]]), TRUE, (0.2, 0.3), dual_clip=3.0)
+    actual.backward()
+    assert actual.item() == pytest.approx(loss, abs=1e-5)
+    assert log_ratio.grad.item() == pytest.approx(slope, abs=1e-5)
+
+
+def test_a_value_that_moved_far_is_held_to_the_clipped_one_where_that_is_worse():
+    value, old = torch.tensor([2.0, 2.0, 0.1]), torch.tensor([0.0, 0.0, 0.0])
+    target, mask = torch.tensor([2.5, 0.0, 9.0]), torch.tensor([True, True, False])
+    assert value_loss(value, old, target, mask).item() == pytest.approx((0.25 + 4.0) / 2)
+    assert value_loss(value, old, target, mask, clip=0.5).item() == pytest.approx((4.0 + 4.0) / 2)
 
 
 def test_granularity_decides_of_what_a_ratio_is_formed():

@@ -130,6 +130,16 @@ def test_weights_of_another_policy_are_refused():
         worker.collect({"nonsense": torch.zeros(1)}, 0)
 
 
+def test_another_draw_begins_alike_and_goes_elsewhere():
+    alone = OneProcess(ENV)
+    policy = TokenPolicy(alone.spec, StateMLP, 2)
+    first, again, other = (alone.start(policy, 5, draw=draw).get() for draw in (1, 1, 2))
+    torch.testing.assert_close(first.action.commands, again.action.commands, rtol=0, atol=0)
+    torch.testing.assert_close(first.obs.proprio[0], other.obs.proprio[0], rtol=0, atol=0)
+    assert not torch.equal(first.action.commands[0], other.action.commands[0])
+    assert not torch.equal(alone.start(policy, 5).get().action.commands[0], first.action.commands[0])
+
+
 def test_joining_repeats_the_last_row_of_what_ended_earlier():
     policy = make_policy()
     short = rollout(PointEnv(2, max_steps=4), policy, seed=0)

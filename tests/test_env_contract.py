@@ -122,7 +122,8 @@ def test_a_chunk_in_one_call_is_the_same_as_its_commands_one_by_one(env):
     steps = [env.step(command) for command in chunk.unbind(1)]
     assert_same(at_once.obs, steps[-1].obs)
     torch.testing.assert_close(at_once.executed, torch.stack([s.executed for s in steps], 1))
-    torch.testing.assert_close(at_once.reward, torch.stack([s.reward for s in steps]).sum(0))
+    torch.testing.assert_close(at_once.rewards, torch.stack([s.reward for s in steps], 1))
+    torch.testing.assert_close(at_once.reward, at_once.rewards.sum(1))
     assert at_once.num_steps.eq(4).all()
 
 

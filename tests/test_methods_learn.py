@@ -15,6 +15,7 @@ from policies.teacher import TokenTeacher
 from policies.token import TokenPolicy
 from simulators.point import COLOURS, Homing, PointEnv
 from vla.algorithms.distill import DIVERGENCES, Distill
+from vla.algorithms.grpo import GRPO
 from vla.algorithms.ppo import PPO
 from vla.algorithms.sft import SFT
 from vla.data.chunks import ChunkBatch
@@ -23,7 +24,7 @@ from vla.models.denoisers import UNet1D
 from vla.models.film_cnn import FilmCNN
 from vla.models.state_mlp import StateMLP
 from vla.models.token_decoders import AutoregressiveDecoder, ParallelDecoder
-from vla.rollout import Greedy, rollout
+from vla.rollout import Greedy, join, rollout
 from vla.types import Action, Actor, Observation, Rollout
 
 SPEC = PointEnv().spec
@@ -95,6 +96,24 @@ def test_distillation_turns_a_weak_imitator_into_an_expert(divergence):
 def test_reinforcement_learning_solves_the_task_from_nothing(head, granularity):
     policy = SmallTokens(bins=8) if head == "tokens" else GaussianPolicy(SPEC, StateMLP, 2)
     improve(policy, granularity, updates=20)
+    assert success(policy) >= 0.8
+
+
+def test_group_relative_learning_solves_the_task_from_nothing_without_a_critic():
+    policy = GaussianPolicy(SPEC, StateMLP, 2)
+    algorithm = GRPO(policy, group=8, keep=None, lr=3e-3, epochs=4, minibatch=256)
+    env = PointEnv(num_envs=16)
+    for i in range(15):
+        algorithm.update(join([rollout(env, policy, seed=16 * i, draw=draw) for draw in range(8)]))
+    assert success(policy) >= 0.8
+
+
+def test_values_per_command_solve_the_task_from_nothing():
+    policy = GaussianPolicy(SPEC, StateMLP, 2)
+    algorithm = PPO(policy, partial(critic, per_command=True), 3e-3, gamma=0.9, granularity="command", minibatch=128)
+    env = PointEnv(num_envs=64)
+    for i in range(20):
+        algorithm.update(rollout(env, policy, seed=64 * i))
     assert success(policy) >= 0.8
 
 

@@ -194,6 +194,14 @@ def test_online_reports_rates_over_time_with_their_intervals(trained, tmp_path):
     assert torch.equal(before.bins.low, after.bins.low)
 
 
+def test_online_plays_every_episode_of_a_group(trained, tmp_path):
+    grpo = ["algorithm=grpo", "algorithm.group=3", "algorithm.keep=null", "steps=2"]
+    summary = run(online.main, *online_arguments(trained, tmp_path / "run"), *grpo)
+    assert [x["n"] for x in summary["train"]] == [12, 12]
+    assert summary["episodes"] == 24
+    assert [row["kept"] for row in read_metrics(tmp_path / "run")[1:]] == [1.0, 1.0]
+
+
 def test_online_learns_and_counts_without_the_episodes_it_lost(trained, tmp_path):
     """Step 2 loses one, step 3 all, the first test one; tests, and a batch that was lost whole, are played again."""
     lost = [1_000_005, *range(1_000_008, 1_000_012), 10_001]

@@ -44,11 +44,11 @@ class Collector:
         actor = cast(Actor, policy)
         self.actors = {False: self._placed(actor), True: self._placed(Greedy(actor))}
 
-    def collect(self, weights: Mapping[str, Tensor], seed: int, *, greedy: bool = False) -> Rollout:
+    def collect(self, weights: Mapping[str, Tensor], seed: int, *, greedy: bool = False, draw: int = 0) -> Rollout:
         """One episode per environment, from `seed` on, played by the policy with these weights."""
         if unknown := self.policy.load_state_dict(weights, strict=False).unexpected_keys:
             raise ValueError(f"weights that the policy does not have: {', '.join(unknown)}")
-        return rollout(self.env, self.actors[greedy], seed=seed)
+        return rollout(self.env, self.actors[greedy], seed=seed, draw=draw)
 
     def _placed(self, actor: Any) -> Any:
         return actor if self.device.type == "cpu" else OnDevice(actor, self.device)
@@ -85,15 +85,16 @@ class Collectors:
             self.close()
             raise
 
-    def start(self, policy: nn.Module, seed: int, *, greedy: bool = False) -> Pending:
-        """Begin one episode per environment with the policy as it is now; returns at once."""
+    def start(self, policy: nn.Module, seed: int, *, greedy: bool = False, draw: int = 0) -> Pending:
+        """Begin one episode per environment with the policy as it is now; returns at once. `draw`: see `rollout`."""
         if not self.loaded:  # the whole module once, frozen weights included; later only what changes
             whole = ray.put(_on_cpu(policy))
             _wait([w.load.remote(whole) for w in self.workers])
             self.loaded = True
         weights = ray.put(_changing(policy))
+        how = {"greedy": greedy, "draw": draw}
         calls = enumerate(self.workers)
-        return _Underway([w.collect.remote(weights, seed + i * self.share, greedy=greedy) for i, w in calls])
+        return _Underway([w.collect.remote(weights, seed + i * self.share, **how) for i, w in calls])
 
     def close(self) -> None:
         ray.shutdown()
@@ -114,11 +115,11 @@ class OneProcess:
         self.spec = self.collector.open()
         self.loaded = False
 
-    def start(self, policy: nn.Module, seed: int, *, greedy: bool = False) -> Pending:
+    def start(self, policy: nn.Module, seed: int, *, greedy: bool = False, draw: int = 0) -> Pending:
         if not self.loaded:
             self.collector.load(_on_cpu(policy))
             self.loaded = True
-        return _Done(self.collector.collect(_changing(policy), seed, greedy=greedy))
+        return _Done(self.collector.collect(_changing(policy), seed, greedy=greedy, draw=draw))
 
     def close(self) -> None:
         self.collector.env.close()

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -17,14 +18,15 @@ TRIES = 3  # of one episode, before a simulator that fails in it is given up
 
 
 @torch.no_grad()
-def rollout(env: Env, actor: Actor, *, seed: int) -> Rollout:
+def rollout(env: Env, actor: Actor, *, seed: int, draw: int = 0) -> Rollout:
     """Play one episode in every environment, each to its own end; episode i is the one of `seed + i`.
 
-    The caller's random state is left as it was: the same seed and weights play the same episodes anywhere. A column
-    whose simulator failed on the way is not valid in any row.
+    The caller's random state is left as it was: the same seed and weights play the same episodes anywhere; with another
+    `draw` they begin alike, and the policy's chance is another. A column whose simulator failed on the way is not valid
+    in any row.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(int(np.random.SeedSequence([seed, draw]).generate_state(1)[0]) if draw else seed)
         if isinstance(actor, Seeded):
             actor.begin(seed)
         obs = env.reset(seed)
@@ -104,9 +106,11 @@ class Greedy:
 
 
 def _first(step: Step, chunk: Float[Tensor, "env horizon action"], alive: Bool[Tensor, " env"]) -> Step:
-    executed = torch.zeros_like(chunk)
+    executed, rewards = torch.zeros_like(chunk), torch.zeros(chunk.shape[:2])
     executed[:, 0] = step.executed
+    rewards[:, 0] = step.reward * alive
     return step.replace(
+        rewards=rewards,
         executed=executed * alive[:, None, None],
         reward=step.reward * alive,
         success_at_end=step.success if step.success_at_end is None else step.success_at_end,
@@ -116,7 +120,9 @@ def _first(step: Step, chunk: Float[Tensor, "env horizon action"], alive: Bool[T
 
 def _next(total: Step, step: Step, alive: Bool[Tensor, " env"], done: Int[Tensor, " env"]) -> Step:
     env = alive.nonzero().squeeze(-1)
+    assert total.rewards is not None  # `_first` gave them
     total.executed[env, done[env]] = step.executed[env]
+    total.rewards[env, done[env]] = step.reward[env]
     at_end = step.success if step.success_at_end is None else step.success_at_end
     first = step.success & alive & ~total.success
     assert total.success_at_end is not None  # `_first` gave both
@@ -128,6 +134,7 @@ def _next(total: Step, step: Step, alive: Bool[Tensor, " env"], done: Int[Tensor
         terminated=total.terminated | step.terminated & alive,
         truncated=total.truncated | step.truncated & alive,
         executed=total.executed,
+        rewards=total.rewards,
         failed=None if step.failed is None or total.failed is None else total.failed | step.failed & alive,
         success_at_end=at_end.where(alive, total.success_at_end),
         steps_to_success=(done + 1).where(first, total.steps_to_success),
@@ -150,6 +157,7 @@ def _row(
         success_at_end=None if step.success_at_end is None else step.success_at_end & valid,
         steps_to_success=None if step.steps_to_success is None else step.steps_to_success * valid,
         num_steps=step.num_steps * valid,
+        rewards=None if step.rewards is None else step.rewards * valid[:, None],
         failed=None if step.failed is None else failed,
         batch_size=obs.batch_size,
     )

@@ -62,6 +62,7 @@ class Step(TensorClass):
     success_at_end: Bool[Tensor, "*batch"] | None = None  # None: the same as `success`
     steps_to_success: Int[Tensor, "*batch"] | None = None  # commands up to the first success, that one included; or 0
     num_steps: Int[Tensor, "*batch"] | None = None  # commands executed; None in the answer to a single command
+    rewards: Float[Tensor, "*batch horizon"] | None = None  # of each command, where `reward` is their sum
     failed: Bool[Tensor, "*batch"] | None = None  # None: this environment never tells
 
 
@@ -70,8 +71,7 @@ class Rollout(TensorClass):
 
     The last row holds only the observation in which the last decision ended. `valid` is False there and after an
     episode's end, so `obs[t + 1]` is what followed `obs[t]` wherever valid. `terminated` says that the task ended; an
-    episode whose last valid row is not terminated ran out of time. A `failed` column was lost with its simulator: no
-    row of it is valid, so it neither teaches nor counts.
+    episode whose last valid row is not terminated ran out of time. A `failed` column was lost: no row of it is valid.
     """
 
     obs: Observation
@@ -84,6 +84,7 @@ class Rollout(TensorClass):
     success_at_end: Bool[Tensor, "*batch"] | None = None  # None: the same as `success`
     steps_to_success: Int[Tensor, "*batch"] | None = None  # of this decision's commands; None: not told
     num_steps: Int[Tensor, "*batch"] | None = None  # commands executed in this decision
+    rewards: Float[Tensor, "*batch horizon"] | None = None  # what each of them earned; None: not told
     failed: Bool[Tensor, "*batch"] | None = None  # the same in every row of a column
 
     def episodes(self) -> list["Rollout"]:
@@ -177,8 +178,7 @@ def _tuples(value: Any) -> Any:
 def require_agreement(trained: EnvSpec, env: EnvSpec) -> None:
     """Raise ValueError naming both sides unless a policy made for `trained` means the same as `env` understands.
 
-    The number of environments, time limit and camera poses may differ; command, control rate, cameras and proprio
-    may not.
+    The number of environments, time limit and camera poses may differ; command, rate, cameras and proprio may not.
     """
     sides = {
         "command": (trained.command, env.command),

@@ -16,6 +16,14 @@ def adamw(*modules: object, lr: float, weight_decay: float = 0.0) -> torch.optim
     return torch.optim.AdamW(trainable, lr=lr, weight_decay=weight_decay, fused=True)
 
 
+def add_to(optimizer: torch.optim.Optimizer, module: nn.Module, *, lr: float) -> None:
+    """Train it too, at a rate of its own; what is trained already stays as it is."""
+    known = {p for group in optimizer.param_groups for p in group["params"]}
+    new = [p for p in module.parameters() if p.requires_grad and p not in known]
+    if new:
+        optimizer.add_param_group({"params": new, "lr": lr})
+
+
 def descend(optimizer: torch.optim.Optimizer, loss: Float[Tensor, ""], max_grad_norm: float) -> float:
     """One step down `loss`; return the norm of the gradient before it was clipped."""
     optimizer.zero_grad(set_to_none=True)
@@ -25,7 +33,7 @@ def descend(optimizer: torch.optim.Optimizer, loss: Float[Tensor, ""], max_grad_
 
 def step(optimizer: torch.optim.Optimizer, max_grad_norm: float) -> float:
     """One step along the gradients there are; return their norm before they were clipped."""
-    grad_norm = clip_grad_norm_(optimizer.param_groups[0]["params"], max_grad_norm)
+    grad_norm = clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], max_grad_norm)
     optimizer.step()
     return (grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm).item()
 

@@ -61,13 +61,35 @@ def regroup(
 
 def clipped_loss(
     log_ratio: Float[Tensor, "batch groups"],
-    advantage: Float[Tensor, " batch"],
+    advantage: Float[Tensor, "batch advantages"],
     mask: Bool[Tensor, "batch groups"],
-    clip: float,
+    clip: tuple[float, float],
+    dual_clip: float | None = None,
 ) -> Float[Tensor, ""]:
-    """The clipped surrogate of PPO (Schulman et al. 2017), one ratio per group."""
-    ratio, gain = log_ratio.exp(), advantage[:, None]
-    return -masked_mean(torch.minimum(ratio * gain, ratio.clamp(1 - clip, 1 + clip) * gain), mask)
+    """The clipped surrogate of PPO (Schulman et al. 2017), one ratio per group, between 1 - low and 1 + high.
+
+    With `dual_clip` (Ye et al. 2020; 3, say) no decision that did harm weighs more than that many times its advantage,
+    however much likelier it has become.
+    """
+    ratio, (low, high) = log_ratio.exp(), clip
+    gain = torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
+    if dual_clip is not None:
+        gain = torch.where(advantage < 0, gain.maximum(dual_clip * advantage), gain)
+    return -masked_mean(gain, mask)
+
+
+def value_loss(
+    value: Float[Tensor, "*batch"],
+    old: Float[Tensor, "*batch"],
+    target: Float[Tensor, "*batch"],
+    mask: Bool[Tensor, "*batch"],
+    clip: float | None = None,
+) -> Float[Tensor, ""]:
+    """The squared error; with `clip` that of a value that has moved by no more than that, if it is the larger."""
+    error = (value - target).square()
+    if clip is not None:
+        error = error.maximum((old + (value - old).clamp(-clip, clip) - target).square())
+    return masked_mean(error, mask)
 
 
 def importance_loss(

@@ -1,26 +1,28 @@
 """Proximal policy optimisation (Schulman et al. 2017) over whole episodes of chunked decisions."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vla.algorithms.advantages import gae, normalised
-from vla.algorithms.descent import adamw, descend, device_of
-from vla.algorithms.losses import clipped_loss, executed_factors, masked_mean, regroup, sampled_kl
+from vla.algorithms.advantages import gae, gae_per_command, normalised
+from vla.algorithms.descent import adamw, add_to, descend, device_of
+from vla.algorithms.losses import executed_factors, masked_mean, value_loss
 from vla.algorithms.minibatches import decisions_of, in_order, shuffled
 from vla.algorithms.rescoring import require_same_scores
+from vla.algorithms.surrogate import Surrogate
 from vla.types import Metrics, Observation, Rollout, Stochastic
 
 
 class PPO:
     """`critic` is called with the policy once and must give a module that maps observations to values.
 
-    `gamma` is per command, so a chunk of n executed ones discounts by gamma^n; `lam` is per decision. A ratio is
-    formed per `factor`, `command` or `chunk`. With `max_kl` an update ends after the epoch that moved further than
-    that from the policy that played.
+    Where it gives one per command of a chunk (`per_command`) so is the advantage, otherwise one per decision. `gamma`
+    is per command, so a chunk of n executed ones discounts by gamma^n; `lam` is per value. A ratio is formed per
+    `factor`, `command` or `chunk`; `clip` is one number or two, low and high. With `max_kl` an update ends after the
+    epoch that moved further than that from the policy that played. In the first `critic_only` updates the policy stays.
     """
 
     def __init__(
@@ -28,24 +30,31 @@ class PPO:
         policy: Stochastic,
         critic: Callable[[Stochastic], nn.Module],
         lr: float = 3e-4,
+        critic_lr: float | None = None,
         gamma: float = 0.99,
         lam: float = 0.95,
-        clip: float = 0.2,
+        clip: float | Sequence[float] = 0.2,
+        dual_clip: float | None = None,
+        value_clip: float | None = None,
         granularity: str = "chunk",
         epochs: int = 4,
         minibatch: int = 256,
         max_kl: float | None = None,
+        critic_only: int = 0,
         value_coef: float = 0.5,
         max_grad_norm: float = 1.0,
     ):
         self.policy = policy
         self.critic = critic(policy)
-        self.gamma, self.lam, self.clip, self.granularity = gamma, lam, clip, granularity
+        self.gamma, self.lam, self.value_clip = gamma, lam, value_clip
+        self.surrogate = Surrogate(clip, dual_clip, granularity)
         self.epochs, self.minibatch, self.max_kl = epochs, minibatch, max_kl
         self.value_coef, self.max_grad_norm = value_coef, max_grad_norm
-        self.optimizer = adamw(policy, self.critic, lr=lr)
+        self.optimizer = adamw(policy, lr=lr)
+        add_to(self.optimizer, self.critic, lr=lr if critic_lr is None else critic_lr)
         self.device = device_of(self.optimizer)
-        self.parts = {"policy": policy, "critic": self.critic, "optimizer": self.optimizer}
+        self.progress = Progress(critic_only)
+        self.parts = {"policy": policy, "critic": self.critic, "optimizer": self.optimizer, "progress": self.progress}
         self.scores_checked = False
 
     def update(self, rollout: Rollout) -> Metrics:
@@ -53,52 +62,75 @@ class PPO:
         if not self.scores_checked:
             require_same_scores(self.policy, decisions, self.minibatch, self.device)
             self.scores_checked = True
-        value = self._values(rollout.obs)
-        num_steps = rollout.num_steps if rollout.num_steps is not None else torch.ones_like(value)
-        advantage = gae(
-            rollout.reward, value, rollout.terminated, rollout.valid, self.gamma ** num_steps.float(), self.lam
-        )
-        target = (advantage + value)[rollout.valid]
-        advantage = normalised(advantage[rollout.valid])
-        counts = executed_factors(decisions)
+        value, advantage, counts = self._judge(rollout)
+        target = value + advantage
+        better = torch.zeros_like(advantage)
+        better[counts] = normalised(advantage[counts])
+        columns = decisions, better, value, target, counts, executed_factors(decisions)
+        self.progress.updates += 1
         metrics = defaultdict(list)
         for _ in range(self.epochs):
-            steps = [
-                self._step(*some)
-                for some in shuffled(self.minibatch, self.device, decisions, advantage, target, counts)
-            ]
+            steps = [self._step(*some) for some in shuffled(self.minibatch, self.device, *columns)]
             for name in steps[0]:
                 metrics[name].append(sum(step[name] for step in steps) / len(steps))
             if self.max_kl is not None and metrics["kl"][-1] > self.max_kl:
                 break
-        explained = 1 - (target - value[rollout.valid]).var(correction=0) / target.var(correction=0).clamp(min=1e-8)
+        unexplained = (target - value)[counts].var(correction=0) / target[counts].var(correction=0).clamp(min=1e-8)
         means = {name: sum(xs) / len(xs) for name, xs in metrics.items()}
-        return {**means, "explained_variance": explained.item(), "epochs": len(metrics["kl"])}
+        return {**means, "explained_variance": 1 - unexplained.item(), "epochs": len(metrics["kl"])}
+
+    def _judge(
+        self, rollout: Rollout
+    ) -> tuple[Float[Tensor, "batch values"], Float[Tensor, "batch values"], Bool[Tensor, "batch values"]]:
+        """Of each decision, or of each of its commands: its value, its advantage, and whether it was executed."""
+        value = self._values(rollout.obs)
+        valid, ended = rollout.valid, rollout.terminated
+        num_steps = valid.long() if rollout.num_steps is None else rollout.num_steps * valid
+        if value.ndim == 2:
+            discount = self.gamma ** num_steps.float()
+            advantage = gae(rollout.reward, value, ended, valid, discount, self.lam)
+            return value[valid][:, None], advantage[valid][:, None], torch.ones_like(value[valid][:, None]).bool()
+        if rollout.rewards is None:
+            raise ValueError("values per command need the reward of each command, and this environment gives sums only")
+        advantage = gae_per_command(rollout.rewards, value, ended, num_steps, self.gamma, self.lam)
+        executed = torch.arange(value.shape[-1]) < num_steps[..., None]
+        return value[valid], advantage[valid], executed[valid]
 
     @torch.no_grad()
-    def _values(self, obs: Observation) -> Float[Tensor, "time env"]:
+    def _values(self, obs: Observation) -> Float[Tensor, "time env *horizon"]:
         values = [self.critic(some) for some in in_order(self.minibatch, self.device, obs.reshape(-1))]
         return torch.cat(values).cpu().unflatten(0, obs.batch_size)
 
     def _step(
         self,
         some: Rollout,
-        advantage: Float[Tensor, " batch"],
-        target: Float[Tensor, " batch"],
-        counts: Bool[Tensor, "batch factors"],
+        advantage: Float[Tensor, "batch values"],
+        old: Float[Tensor, "batch values"],
+        target: Float[Tensor, "batch values"],
+        counts: Bool[Tensor, "batch values"],
+        factors: Bool[Tensor, "batch factors"],
     ) -> Metrics:
-        difference = self.policy.log_prob(some.obs, some.action) - some.action.log_prob
-        log_ratio, counts = regroup(difference, counts, self.granularity, some.action.commands.shape[-2])
-        policy_loss = clipped_loss(log_ratio, advantage, counts, self.clip)
-        value_loss = (self.critic(some.obs) - target).square().mean()
-        grad_norm = descend(self.optimizer, policy_loss + self.value_coef * value_loss, self.max_grad_norm)
-        with torch.no_grad():
-            clipped = masked_mean(((log_ratio.exp() - 1).abs() > self.clip).float(), counts)
-            divergence = sampled_kl(log_ratio, counts)
-        return {
-            "policy_loss": policy_loss.item(),
-            "value_loss": value_loss.item(),
-            "kl": divergence.item(),
-            "clipped": clipped.item(),
-            "grad_norm": grad_norm,
-        }
+        value = self.critic(some.obs).reshape_as(target)
+        loss = self.value_coef * value_loss(value, old, target, counts, self.value_clip)
+        told = {"value_loss": masked_mean((value.detach() - target).square(), counts).item()}
+        if self.progress.updates > self.progress.critic_only:
+            policy_loss, more = self.surrogate(self.policy, some, advantage, factors)
+            loss, told = loss + policy_loss, {**more, **told}
+        else:
+            told = {"policy_loss": 0.0, "kl": 0.0, "clipped": 0.0, **told}
+        return {**told, "grad_norm": descend(self.optimizer, loss, self.max_grad_norm)}
+
+
+class Progress:
+    """How many updates there have been."""
+
+    def __init__(self, critic_only: int):
+        if critic_only < 0:
+            raise ValueError(f"critic_only must be a number of updates, at least 0, got {critic_only}")
+        self.critic_only, self.updates = critic_only, 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.updates = state["updates"]

@@ -11,10 +11,10 @@ from vla.checkpoint import Policy, initial_policy, policy_config
 from vla.collect import Collectors, OneProcess
 from vla.evaluation import Episode, outcomes, summarise
 from vla.program import Figures, program
-from vla.rollout import TEST_SEEDS, complete
+from vla.rollout import TEST_SEEDS, complete, join
 from vla.run import Run, read_metrics
 from vla.statistics import rate
-from vla.types import Algorithm, Metrics, Rollout
+from vla.types import Algorithm, Metrics, RewardModel, Rollout
 from vla.video import save_film
 
 SEEDS_PER_RUN = 1_000_000  # training episodes of the run with seed s are numbered from (s + 1) million on
@@ -39,8 +39,8 @@ def online(cfg: DictConfig) -> Figures:
             run.log(0, summarise(test(collectors, policy, run, 0, cfg), "test"))
         for step in run.loop(first):
             seed = seeds[(step - 1) * num_envs]
-            episodes, lost = play(collectors, policy, seed)
-            episodes.reward = reward_model(episodes)
+            episodes, lost = play(collectors, policy, seed, getattr(algorithm, "group", 1))
+            episodes = rewarded(episodes, reward_model)
             metrics: Metrics = {**summarise(outcomes(episodes, seed, hz), "train"), **algorithm.update(episodes)}
             if lost:
                 metrics["train/lost"] = float(lost)
@@ -54,14 +54,27 @@ def online(cfg: DictConfig) -> Figures:
     return _figures(run)
 
 
-def play(collectors: Collectors | OneProcess, policy: Policy, seed: int) -> tuple[Rollout, int]:
-    """Episodes to learn from and how many were lost; only if all were, they are played again."""
-    again = functools.partial(_played, collectors, policy, seed)
-    episodes = again()
+def play(collectors: Collectors | OneProcess, policy: Policy, seed: int, group: int = 1) -> tuple[Rollout, int]:
+    """Episodes to learn from and how many were lost; only if all were, they are played again.
+
+    With a `group` every episode is played so many times: first all of them once, then all again.
+    """
     lost: Counter[int] = Counter()
-    if len(episodes.lost()) == episodes.shape[1]:
-        episodes = complete(episodes, again, seed=seed, lost=lost)
+    played = []
+    for draw, pending in [(x, collectors.start(policy, seed, draw=x)) for x in range(group)]:
+        episodes = pending.get()
+        if len(episodes.lost()) == episodes.shape[1]:
+            again = functools.partial(_played, collectors, policy, seed, draw=draw)
+            episodes = complete(episodes, again, seed=seed, lost=lost)
+        played.append(episodes)
+    episodes = join(played) if group > 1 else played[0]
     return episodes, lost.total() + len(episodes.lost())
+
+
+def rewarded(episodes: Rollout, model: RewardModel) -> Rollout:
+    """With the reward of the model, which knows none of single commands unless it is the environment's own."""
+    reward = model(episodes)
+    return episodes if reward is episodes.reward else episodes.replace(reward=reward, rewards=None)
 
 
 def training_seeds(cfg: DictConfig) -> range:
@@ -99,8 +112,8 @@ def test(collectors: Collectors | OneProcess, policy: Policy, run: Run, step: in
     return played
 
 
-def _played(collectors: Collectors | OneProcess, policy: Policy, seed: int, *, greedy: bool = False) -> Rollout:
-    return collectors.start(policy, seed, greedy=greedy).get()
+def _played(collectors: Collectors | OneProcess, policy: Policy, seed: int, **how: Any) -> Rollout:
+    return collectors.start(policy, seed, **how).get()
 
 
 def _collectors(cfg: DictConfig, run: Run) -> Collectors | OneProcess:

@@ -1,0 +1,58 @@
+"""The step that PPO and GRPO share: towards decisions with an advantage, near the policy that made them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from vla.algorithms.losses import clipped_loss, masked_mean, regroup, sampled_kl
+from vla.types import Metrics, Rollout, Stochastic
+
+GRANULARITIES = ("factor", "command", "chunk")
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """One ratio per `granularity`, kept between 1 - clip and 1 + clip, or (low, high) apart."""
+
+    clip: float | Sequence[float] = 0.2
+    dual_clip: float | None = None
+    granularity: str = "chunk"
+
+    def __post_init__(self) -> None:
+        if self.granularity not in GRANULARITIES:
+            raise ValueError(f"granularity must be one of {', '.join(GRANULARITIES)}, got {self.granularity!r}")
+        low, high = self.bounds
+        if not 0 < low <= 1 or high <= 0:
+            raise ValueError(f"clip must be a number between 0 and 1, or two, low and high, got {self.clip}")
+        if self.dual_clip is not None and self.dual_clip <= 1:
+            raise ValueError(f"dual_clip must be above 1 (3, say), got {self.dual_clip}; null for none")
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """How far below and above 1 a ratio may be."""
+        low, high = self.clip if isinstance(self.clip, Sequence) else (self.clip, self.clip)
+        return low, high
+
+    def __call__(
+        self,
+        policy: Stochastic,
+        some: Rollout,
+        advantage: Float[Tensor, "batch commands"],
+        counts: Bool[Tensor, "batch factors"],
+    ) -> tuple[Float[Tensor, ""], Metrics]:
+        """The loss of some decisions, with one advantage each or one for each of their commands."""
+        difference = policy.log_prob(some.obs, some.action) - some.action.log_prob
+        log_ratio, counts = regroup(difference, counts, self.granularity, some.action.commands.shape[-2])
+        if advantage.shape[-1] > 1:
+            if self.granularity == "chunk":
+                raise ValueError("an advantage per command needs a ratio per command or factor: set granularity")
+            advantage = advantage.repeat_interleave(log_ratio.shape[-1] // advantage.shape[-1], -1)
+        loss = clipped_loss(log_ratio, advantage, counts, self.bounds, self.dual_clip)
+        with torch.no_grad():
+            ratio, (low, high) = log_ratio.exp(), self.bounds
+            clipped = masked_mean(((ratio < 1 - low) | (ratio > 1 + high)).float(), counts)
+            kl = sampled_kl(log_ratio, counts)
+        return loss, {"policy_loss": loss.item(), "kl": kl.item(), "clipped": clipped.item()}
