@@ -90,11 +90,12 @@ def _obey(scene: Env, order: Float[Tensor, " action"] | int) -> Step:
     if not isinstance(order, int):
         alive = torch.ones(1, dtype=torch.bool)
         step = execute(scene, order[None, None], alive)
-        return step.replace(executed=step.executed[:, 0], rewards=None)
+        return step.replace(executed=step.executed[:, 0])
     never = torch.zeros(1, dtype=torch.bool)
     return Step(
         obs=scene.reset(order),
         reward=torch.zeros(1),
+        rewards=torch.zeros(1, 1),
         success=never,
         terminated=never.clone(),
         truncated=never.clone(),
