@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from vla.algorithms.losses import unpadded_mean
 from vla.data.normalise import Statistics
 from vla.models.action_tokens import ActionBins
 from vla.models.encoder import Encoder
@@ -90,10 +91,7 @@ class TokenHead(nn.Module):
             loss = -(label * log_prob).sum(-1)
         else:
             loss = -_pick(log_prob, tokens)
-        if padded is None:
-            return loss.mean(-1)
-        counts = (~padded).repeat_interleave(self.spec.action_dim, -1)
-        return (loss * counts).sum(-1) / counts.sum(-1).clamp(min=1)
+        return unpadded_mean(loss, None if padded is None else padded.repeat_interleave(self.spec.action_dim, -1))
 
     def _decide(self, obs: Observation, choice: Choice) -> Action:
         batch = obs.batch_size

@@ -165,7 +165,7 @@ class MujocoScene:
 
     def step(self, command: Float[Tensor, "env action"]) -> Step:
         step = self.play(command[:, None])
-        return step.replace(executed=step.executed[:, 0], rewards=None)
+        return step.replace(executed=step.executed[:, 0])
 
     def play(self, chunk: Float[Tensor, "env horizon action"]) -> Step:
         """Play a chunk and draw once at its end; an episode that is over stays as it ended."""

@@ -69,7 +69,7 @@ def load_policy(directory: Path | str, changes: Mapping[str, Any] | None = None)
     """
     place = find_policy(directory)
     description = _read(place)
-    config = policy_config(directory, changes)
+    config = _changed(description["policy"], place, changes)
     _require_trusted(config, place)
     policy = build_policy(config, EnvSpec.from_dict(description["spec"]))
     try:
@@ -89,8 +89,7 @@ def describe(directory: Path | str) -> dict[str, Any]:
 def policy_config(directory: Path | str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The configuration that the policy of a checkpoint was built from, with `changes`."""
     place = find_policy(directory)
-    config = _pointing(_read(place)["policy"], str(place), only=HERE)
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(config, dict(changes or {}))))
+    return _changed(_read(place)["policy"], place, changes)
 
 
 def find_policy(directory: Path | str) -> Path:
@@ -107,6 +106,11 @@ def find_policy(directory: Path | str) -> Path:
 def checkpoints(run: Path) -> list[Path]:
     """The finished checkpoints of a run, oldest first."""
     return sorted((run / CHECKPOINTS).glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
+
+
+def _changed(config: Any, place: Path, changes: Mapping[str, Any] | None) -> dict[str, Any]:
+    here = _pointing(config, str(place), only=HERE)
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(here, dict(changes or {}))))
 
 
 def _plain(config: Mapping[str, Any]) -> Any:

@@ -1,6 +1,5 @@
 """Group-relative policy optimisation (GRPO, Shao et al. 2024; for VLAs SimpleVLA-RL and RLinf-VLA, 2025): no critic."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -10,9 +9,9 @@ from torch import Tensor
 from vla.algorithms.advantages import GROUPINGS, group_advantage
 from vla.algorithms.descent import adamw, descend, device_of
 from vla.algorithms.losses import executed_factors
-from vla.algorithms.minibatches import decisions_of, shuffled
+from vla.algorithms.minibatches import decisions_of
 from vla.algorithms.rescoring import require_same_scores
-from vla.algorithms.surrogate import Surrogate
+from vla.algorithms.surrogate import STILL, Surrogate, repeated
 from vla.types import Metrics, Rollout, Stochastic
 
 
@@ -65,19 +64,11 @@ class GRPO:
         kept = self._kept(rollout)
         told: Metrics = {"kept": kept.float().mean().item()}
         if not kept.any():
-            return {**told, "policy_loss": 0.0, "kl": 0.0, "clipped": 0.0, "grad_norm": 0.0, "epochs": 0}
+            return {**told, **STILL, "grad_norm": 0.0, "epochs": 0}
         counted = rollout.valid & kept
         decisions = rollout[counted]
-        advantage = self._advantage(rollout, kept)[counted]
-        metrics = defaultdict(list)
-        for _ in range(self.epochs):
-            columns = decisions, advantage[:, None], executed_factors(decisions)
-            steps = [self._step(*some) for some in shuffled(self.minibatch, self.device, *columns)]
-            for name in steps[0]:
-                metrics[name].append(sum(step[name] for step in steps) / len(steps))
-            if self.max_kl is not None and metrics["kl"][-1] > self.max_kl:
-                break
-        return {**told, **{name: sum(xs) / len(xs) for name, xs in metrics.items()}, "epochs": len(metrics["kl"])}
+        columns = decisions, self._advantage(rollout, kept)[counted][:, None], executed_factors(decisions)
+        return {**told, **repeated(self._step, columns, self.epochs, self.minibatch, self.device, self.max_kl)}
 
     def _kept(self, rollout: Rollout) -> Bool[Tensor, " env"]:
         """Whether an episode teaches; a group of which one was lost with its simulator is left out whole."""

@@ -15,7 +15,7 @@ def masked_mean(x: Float[Tensor, "*batch"], mask: Bool[Tensor, "*batch"]) -> Flo
 def unpadded_mean(
     loss: Float[Tensor, "batch horizon"], padded: Bool[Tensor, "batch horizon"] | None
 ) -> Float[Tensor, " batch"]:
-    """The mean over the commands of each chunk that are not padding; 0 where all are."""
+    """The mean over the commands of each chunk, or over their tokens, that are not padding; 0 where all are."""
     if padded is None:
         return loss.mean(-1)
     return (loss * ~padded).sum(-1) / (~padded).sum(-1).clamp(min=1)

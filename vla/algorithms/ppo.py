@@ -1,6 +1,5 @@
 """Proximal policy optimisation (Schulman et al. 2017) over whole episodes of chunked decisions."""
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import torch
@@ -10,9 +9,9 @@ from torch import Tensor, nn
 from vla.algorithms.advantages import gae, gae_per_command, normalised
 from vla.algorithms.descent import adamw, add_to, descend, device_of
 from vla.algorithms.losses import executed_factors, masked_mean, value_loss
-from vla.algorithms.minibatches import decisions_of, in_order, shuffled
+from vla.algorithms.minibatches import decisions_of, in_order
 from vla.algorithms.rescoring import require_same_scores
-from vla.algorithms.surrogate import Surrogate
+from vla.algorithms.surrogate import STILL, Surrogate, repeated
 from vla.types import Metrics, Observation, Rollout, Stochastic
 
 
@@ -68,16 +67,9 @@ class PPO:
         better[counts] = normalised(advantage[counts])
         columns = decisions, better, value, target, counts, executed_factors(decisions)
         self.progress.updates += 1
-        metrics = defaultdict(list)
-        for _ in range(self.epochs):
-            steps = [self._step(*some) for some in shuffled(self.minibatch, self.device, *columns)]
-            for name in steps[0]:
-                metrics[name].append(sum(step[name] for step in steps) / len(steps))
-            if self.max_kl is not None and metrics["kl"][-1] > self.max_kl:
-                break
+        metrics = repeated(self._step, columns, self.epochs, self.minibatch, self.device, self.max_kl)
         unexplained = (target - value)[counts].var(correction=0) / target[counts].var(correction=0).clamp(min=1e-8)
-        means = {name: sum(xs) / len(xs) for name, xs in metrics.items()}
-        return {**means, "explained_variance": 1 - unexplained.item(), "epochs": len(metrics["kl"])}
+        return {**metrics, "explained_variance": 1 - unexplained.item()}
 
     def _judge(
         self, rollout: Rollout
@@ -117,7 +109,7 @@ class PPO:
             policy_loss, more = self.surrogate(self.policy, some, advantage, factors)
             loss, told = loss + policy_loss, {**more, **told}
         else:
-            told = {"policy_loss": 0.0, "kl": 0.0, "clipped": 0.0, **told}
+            told = {**STILL, **told}
         return {**told, "grad_norm": descend(self.optimizer, loss, self.max_grad_norm)}
 
 

@@ -1,16 +1,20 @@
 """The step that PPO and GRPO share: towards decisions with an advantage, near the policy that made them."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vla.algorithms.losses import clipped_loss, masked_mean, regroup, sampled_kl
+from vla.algorithms.minibatches import shuffled
 from vla.types import Metrics, Rollout, Stochastic
 
 GRANULARITIES = ("factor", "command", "chunk")
+STILL: Metrics = {"policy_loss": 0.0, "kl": 0.0, "clipped": 0.0}  # what a step tells that leaves the policy alone
 
 
 @dataclass(frozen=True)
@@ -56,3 +60,22 @@ class Surrogate:
             clipped = masked_mean(((ratio < 1 - low) | (ratio > 1 + high)).float(), counts)
             kl = sampled_kl(log_ratio, counts)
         return loss, {"policy_loss": loss.item(), "kl": kl.item(), "clipped": clipped.item()}
+
+
+def repeated(
+    step: Callable[..., Metrics],
+    columns: Sequence[Any],
+    epochs: int,
+    minibatch: int,
+    device: torch.device,
+    max_kl: float | None,
+) -> Metrics:
+    """Take all rows in portions `epochs` times, or until after an epoch that moved further than `max_kl`; the means."""
+    metrics = defaultdict(list)
+    for _ in range(epochs):
+        steps = [step(*some) for some in shuffled(minibatch, device, *columns)]
+        for name in steps[0]:
+            metrics[name].append(sum(told[name] for told in steps) / len(steps))
+        if max_kl is not None and metrics["kl"][-1] > max_kl:
+            break
+    return {**{name: sum(xs) / len(xs) for name, xs in metrics.items()}, "epochs": len(metrics["kl"])}
