@@ -132,6 +132,8 @@ class SubprocessEnv:
                 name: None if x is None else torch.zeros_like(x[:1])[rows] for name, x in self.forms[method].items()
             }
         obs = rows_of(self.last, self._rows()[worker])
+        if method != "step":
+            told["rewards"] = torch.zeros(still[..., 0].shape if method == "play" else (len(still), 1))
         return {**told, "obs": obs, "truncated": ~no, "executed": still, "failed": ~no}
 
     def _rows(self) -> list[slice]:
