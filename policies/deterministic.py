@@ -34,10 +34,7 @@ class DeterministicPolicy(nn.Module):
         self.normaliser.set(action.mean, action.std)
 
     def act(self, obs: Observation) -> Action:
-        commands = self.normaliser.inverse(self._predict(obs))
-        nothing = TensorDict({}, obs.batch_size)
-        none = commands.new_zeros(*obs.batch_size, 0)
-        return Action(commands=commands, log_prob=none, latent=nothing, batch_size=obs.batch_size)
+        return certain(self.normaliser.inverse(self._predict(obs)), obs)
 
     mode = act
 
@@ -57,3 +54,9 @@ class DeterministicPolicy(nn.Module):
 
     def _predict(self, obs: Observation) -> Float[Tensor, "*batch horizon action"]:
         return self.head(self.encoder(obs.reshape(-1))).reshape(*obs.batch_size, self.horizon, -1)
+
+
+def certain(commands: Float[Tensor, "*batch horizon action"], obs: Observation) -> Action:
+    """A decision in which nothing was chance."""
+    nothing, none = TensorDict({}, obs.batch_size), commands.new_zeros(*obs.batch_size, 0)
+    return Action(commands=commands, log_prob=none, latent=nothing, batch_size=obs.batch_size)

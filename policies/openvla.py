@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from policies.adapters import LIBERO_UNIT
 from policies.vlm import VlmPolicy
 from vla.data.normalise import Statistics
 from vla.models.action_tokens import ActionBins
@@ -26,7 +27,7 @@ class OpenVlaPolicy(VlmPolicy):
         words: Callable[[int], OpenVla],
         horizon: int,
         dataset: str,
-        unit: Sequence[float] = (0.05, 0.05, 0.05, 0.5, 0.5, 0.5, 1.0),
+        unit: Sequence[float] = LIBERO_UNIT,
         temperature: float = 1.0,
         *,
         mirrored: bool = False,

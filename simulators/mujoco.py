@@ -19,7 +19,7 @@ from simulators.batch import SceneBatch
 from simulators.drawing import View, Views, views_of
 from simulators.mujoco_arm import Arm
 from simulators.mujoco_cameras import Cameras
-from simulators.mujoco_poses import Native, delta_between, rotate, to_tensor
+from simulators.mujoco_poses import Native, delta_between, inverse, rotate, to_tensor
 from simulators.subprocess import SubprocessEnv
 from vla.types import ChunkEnv, Command, CommandKind, EnvSpec, Observation, Step
 
@@ -85,8 +85,9 @@ class MujocoScene:
     Cameras are those named in `cameras`, `image_size` pixels square, drawn once at the end of a chunk; with
     `images=False` nothing is drawn. Proprio is that of the other simulators: measured position (m), first two columns
     of the rotation matrix, gripper opening, then how far the commanded pose is ahead of the measured one (m, rotation
-    vector); `padding` adds named parts of so many zeros, for policies from where there was more to tell. Success is the
-    simulator's own verdict and ends an episode unless `ends_on_success=False`.
+    vector); `padding` adds named parts of so many zeros, for policies from where there was more to tell, `base` where
+    the robot's base stands in the simulator's world (m). Success is the simulator's own verdict and ends an episode
+    unless `ends_on_success=False`.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class MujocoScene:
         cameras: Views = None,
         drawing: str = "full",
         padding: Mapping[str, int] | None = None,
+        base: bool = False,
         max_steps: int | None = None,
         max_translation: float = 0.05,
         max_rotation: float = 0.2,
@@ -107,7 +109,7 @@ class MujocoScene:
         self.views: dict[str, View] = (views_of(cameras) or {}) if images else {}
         self.image_size, self.drawing = image_size, drawing
         self.ends_on_success = ends_on_success
-        self.padding = dict(padding or {})
+        self.padding, self.base = dict(padding or {}), base
         self._enter(stage.start(0))
         self.over = True  # nothing moves before the first reset
         self.last: Observation
@@ -258,13 +260,16 @@ class MujocoScene:
         parts = [measured[:3], x, y, np.array([opening]), delta_between(measured, self.arm.commanded)]
         if self.kind != "ee_delta":
             parts.append(self.arm.joints())
+        if self.base:
+            parts.append(inverse(self.arm.to_base)[:3])
         parts.append(np.zeros(sum(self.padding.values())))
         return torch.from_numpy(np.concatenate(parts)).float()[None]
 
     def _proprio_layout(self) -> tuple[tuple[str, int], ...]:
         layout = [("position", 3), ("rotation", 6), ("gripper", 1), ("lead_position", 3), ("lead_rotation", 3)]
         joints = [("joint_position", self.arm.num_joints)] if self.kind != "ee_delta" else []
-        return (*layout, *joints, *self.padding.items())
+        base = [("base_position", 3)] if self.base else []
+        return (*layout, *joints, *base, *self.padding.items())
 
     def _meaning(self, max_translation: float, max_rotation: float) -> Command:
         if self.kind == "ee_delta":

@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+from contextlib import closing
 
 import numpy as np
 import pytest
 import torch
 from scenes import assets, scene
 
+from policies.adapters import libero_proprio
 from policies.scripted import ScriptedExpert
 from simulators import libero as suites
 from simulators.libero import libero
@@ -135,3 +137,26 @@ def test_the_expert_does_tasks_of_both_kinds_of_grasp(task):
     env = scene("libero", task, images=False)
     assert rollout(env, ScriptedExpert("LIBERO"), seed=TEST_SEEDS.start).success.any()
     env.close()
+
+
+def test_proprio_is_told_to_public_checkpoints_as_their_data_have_it():
+    """Against the simulator's own numbers, which LIBERO's recordings were made of."""
+    quat2axisangle = pytest.importorskip("robosuite.utils.transform_utils").quat2axisangle
+    with closing(libero("libero_spatial", 1, task=0, images=False, assets=assets(), base=True)) as env:
+        env.reset(10_000)
+        for t in range(20):
+            turned = torch.tensor([[0.02, 0.01 * (-1) ** t, -0.01, 0.1, 0.15 * (-1) ** (t // 7), 0.1, t % 2]])
+            obs = env.step(turned).obs
+        simulator = env.scenes[0].env
+        robot, data = simulator.robots[0], simulator.sim.data
+        w, *xyz = data.body_xquat[simulator.sim.model.body_name2id(robot.robot_model.eef_name)]
+        theirs = np.concatenate(
+            [
+                data.site_xpos[robot.eef_site_id],
+                quat2axisangle(np.array([*xyz, w])),
+                [data.get_joint_qpos(joint) for joint in robot.gripper.joints],
+            ]
+        )
+        ours = libero_proprio(obs.proprio, env.spec)[0]
+    torch.testing.assert_close(ours[:6], torch.from_numpy(theirs).float()[:6], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours[6:], torch.from_numpy(theirs).float()[6:], atol=2e-3, rtol=0)  # of both the mean

@@ -1,6 +1,7 @@
 """OpenVLA's checkpoints: a tiny one with the public names and files, and the names of the public one of 7 billion."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from policies.openvla import OpenVlaPolicy
+from policies.openvla_l1 import OpenVlaL1Policy
 from simulators.point import PointEnv
 from vla.checkpoint import load_policy, save_policy
 from vla.models.openvla import OpenVla, Projector, Towers, public_name
@@ -265,3 +267,137 @@ def test_a_place_in_parallel_is_read_at_the_one_before_it(folder, obs):
         ours = words.parallel(prompt, 7)
     last = prompt["inputs_embeds"].shape[1] - 1
     torch.testing.assert_close(ours, logits[:, last : last + 7, 31744:32000].flip(-1), atol=1e-5, rtol=1e-4)
+
+
+OFT_HEAD = [
+    *("layer_norm1.weight 224", "layer_norm1.bias 224", "fc1.weight 32x224", "fc1.bias 32"),
+    *("layer_norm2.weight 32", "layer_norm2.bias 32", "fc2.weight 7x32", "fc2.bias 7"),
+] + [
+    f"mlp_resnet_blocks.{i}.ffn.{j}.{name} {size}"
+    for i in (0, 1)
+    for j, name, size in ((0, "weight", "32"), (0, "bias", "32"), (1, "weight", "32x32"), (1, "bias", "32"))
+]
+TOLD = tuple({"position": 3, "rotation": 6, "gripper": 1, "base_position": 3}.items())
+CAMERA = (Camera("agentview", 40, 40),)
+OFT_SPEC = EnvSpec(1, 20.0, 50, CAMERA, TOLD, Command("ee_delta", 7, 0.05, 0.5))
+
+
+@pytest.fixture(scope="module")
+def oft(folder, tmp_path_factory) -> Path:
+    """The checkpoint with the files of a regression beside it, written as their trainer names things."""
+    place = tmp_path_factory.mktemp("oft")
+    for path in folder.iterdir():
+        (place / path.name).write_bytes(path.read_bytes())
+    generator = torch.Generator().manual_seed(3)
+    told = dict(line.split() for line in OFT_HEAD)
+    sizes = {f"module.model.{name}": [int(n) for n in size.split("x")] for name, size in told.items()}
+    torch.save(
+        {k: torch.randn(n, generator=generator) * 0.3 for k, n in sizes.items()},
+        place / "action_head--150000_checkpoint.pt",
+    )
+    torch.save({"module.model.old": torch.zeros(1)}, place / "action_head--50000_checkpoint.pt")
+    sizes = {
+        "module.fc1.weight": [32, 8],
+        "module.fc1.bias": [32],
+        "module.fc2.weight": [32, 32],
+        "module.fc2.bias": [32],
+    }
+    torch.save(
+        {k: torch.randn(n, generator=generator) for k, n in sizes.items()},
+        place / "proprio_projector--150000_checkpoint.pt",
+    )
+    proprio = {"q01": [-0.5] * 3 + [2.0, -1, -1, 0, -0.04], "q99": [0.2, 0.3, 1.4, 4.0, 1, 1, 0.04, 0]}
+    known = {"toy": {**SETTINGS["norm_stats"]["toy"], "proprio": proprio}}
+    (place / "dataset_statistics.json").write_text(json.dumps(known))
+    return place
+
+
+@pytest.fixture
+def regressing(oft) -> OpenVlaL1Policy:
+    return OpenVlaL1Policy(OFT_SPEC, partial(OpenVla, pretrained=str(oft)), "toy", horizon=2).eval()
+
+
+@pytest.fixture
+def arm_obs(obs):
+    down = torch.tensor([0.4, 0.1, 0.2, 1, 0, 0, 0, -1, 0, 0.5, -0.6, 0.0, 0.9])
+    return obs.replace(proprio=down.expand(3, -1) + 0.01 * torch.arange(3)[:, None] * torch.eye(13)[0])
+
+
+def test_a_regression_is_computed_as_in_its_public_code(regressing, oft, arm_obs):
+    """Put together by hand from the files: proprio behind the pictures, states side by side, two residual blocks."""
+    words = regressing.words
+    head = {k[13:]: x for k, x in torch.load(oft / "action_head--150000_checkpoint.pt").items()}
+    told = {k[7:]: x for k, x in torch.load(oft / "proprio_projector--150000_checkpoint.pt").items()}
+    layer = torch.nn.functional
+    with torch.no_grad():
+        ours = regressing.mode(arm_obs[:1]).commands[0]
+        state = torch.tensor([-0.2, 0.1, 1.1, torch.pi, 0, 0, 0.02, -0.02])
+        low, high = regressing.proprio_range.low, regressing.proprio_range.high
+        state = (2 * (state - low) / (high - low + 1e-8) - 1).clamp(-1, 1)
+        state = layer.gelu(state @ told["fc1.weight"].T + told["fc1.bias"]) @ told["fc2.weight"].T + told["fc2.bias"]
+        prompt = words.read(arm_obs[:1], [""])["inputs_embeds"]
+        embed = words.language_model.get_input_embeddings()
+        pictures = 1 + 4  # the first token, then 2 x 2 patches
+        before, after = prompt[:, :pictures], prompt[:, pictures:]
+        whole = torch.cat([before, state[None, None], after, torch.zeros(1, 14, 32), embed(torch.tensor([[2]]))], 1)
+        size = whole.shape[1]
+        states = words.language_model.model(
+            inputs_embeds=whole, attention_mask=torch.zeros(1, 1, size, size), position_ids=torch.arange(size)[None]
+        ).last_hidden_state[0, size - 16 : size - 2]
+        x = layer.layer_norm(states.reshape(2, -1), [224], head["layer_norm1.weight"], head["layer_norm1.bias"])
+        x = (x @ head["fc1.weight"].T + head["fc1.bias"]).relu()
+        for i in (0, 1):
+            name = f"mlp_resnet_blocks.{i}.ffn"
+            y = layer.layer_norm(x, [32], head[f"{name}.0.weight"], head[f"{name}.0.bias"])
+            x = x + (y @ head[f"{name}.1.weight"].T + head[f"{name}.1.bias"]).relu()
+        x = layer.layer_norm(x, [32], head["layer_norm2.weight"], head["layer_norm2.bias"])
+        x = x @ head["fc2.weight"].T + head["fc2.bias"]
+    arm = (0.5 * (x[:, :6] + 1) * (1.7 + 1e-8) - 0.9) * torch.tensor([0.05] * 3 + [0.5] * 3)
+    torch.testing.assert_close(ours[:, :6], arm, atol=1e-5, rtol=1e-4)
+    assert torch.equal(ours[:, 6], (x[:, 6] > 0.5).float())
+
+
+def test_a_regression_learns_and_needs_nothing_but_its_checkpoint(regressing, oft, arm_obs, tmp_path):
+    chunk = torch.rand(3, 2, 7, generator=torch.Generator().manual_seed(0)) * 0.02
+    descent = torch.optim.Adam(regressing.parameters(), 1e-3)
+    losses = []
+    for _ in range(30):
+        loss = regressing.imitation_loss(arm_obs, chunk).mean()
+        descent.zero_grad()
+        loss.backward()
+        descent.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    words = {"_target_": "vla.models.openvla.OpenVla", "_partial_": True, "pretrained": str(oft)}
+    config = {"_target_": "policies.openvla_l1.OpenVlaL1Policy", "horizon": 2, "dataset": "toy", "words": words}
+    save_policy(tmp_path / "policy", regressing, config)
+    loaded = load_policy((tmp_path / "policy").rename(tmp_path / "moved"))
+    with torch.no_grad():
+        assert torch.equal(loaded.mode(arm_obs).commands, regressing.mode(arm_obs).commands)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("no head", "no action_head--<step>_checkpoint.pt.*fresh=true"),
+        ("other size", "is not a action_head of this model: model.fc2.bias"),
+        ("no base", "base_position.*env.base=true"),
+    ],
+)
+def test_what_is_no_regression_is_refused(oft, tmp_path, fault, said):
+    for path in oft.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    head = tmp_path / "action_head--150000_checkpoint.pt"
+    weights = torch.load(head)
+    for path in tmp_path.glob("action_head*"):
+        path.unlink()
+    if fault != "no head":
+        torch.save({**weights, **({"module.model.fc2.bias": torch.zeros(8)} if fault == "other size" else {})}, head)
+    spec = replace(OFT_SPEC, proprio=TOLD[:3]) if fault == "no base" else OFT_SPEC
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        OpenVlaL1Policy(spec, partial(OpenVla, pretrained=str(tmp_path)), "toy", horizon=2)
+
+
+def test_new_heads_begin_on_a_checkpoint_of_tokens(folder, oft, arm_obs):
+    policy = OpenVlaL1Policy(OFT_SPEC, partial(OpenVla, pretrained=str(folder)), "toy", 2, proprio=False, fresh=True)
+    assert policy.mode(arm_obs).commands.shape == (3, 2, 7)

@@ -148,7 +148,9 @@ def test_a_model_learns_a_batch(folders, obs):
     chunk = torch.tensor([[[0.1, -0.1]] * H, [[-0.15, 0.05]] * H, [[0.0, 0.19]] * H])
     obs.instruction = ["go left", "turn around", "stop"]
     optimizer = torch.optim.Adam(policy.parameters(), 3e-3)
-    for _ in range(160):
+    for step in range(400):
+        for group in optimizer.param_groups:
+            group["lr"] = 3e-3 * (1 - step / 400)  # at a constant rate the last step may be a bad one
         optimizer.zero_grad()
         policy.imitation_loss(obs, chunk).mean().backward()
         optimizer.step()

@@ -27,7 +27,7 @@ SIGLIP = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 PROMPT = "In: What action should the robot take to {instruction}?\nOut:"
 SPACE = 29871  # the token that came before every action in training
 BINS = 256  # action tokens: the last ones of Llama's 32,000, the lowest command being the very last
-FILES = ["*.json", "*.safetensors", "tokenizer*"]
+FILES = ["*.json", "*.safetensors", "tokenizer*", "*.pt"]
 
 
 class OpenVla(nn.Module):
@@ -60,8 +60,11 @@ class OpenVla(nn.Module):
         words = llama.vocab_size - self.settings["pad_to_multiple_of"]
         self.register_buffer("action_ids", words - 1 - torch.arange(BINS), persistent=False)
 
-    def read(self, obs: Observation, told: list[str]) -> dict[str, Tensor]:
-        """Embeddings of the prompt, and which of them count: the first token, the pictures, padding, the question."""
+    def read(
+        self, obs: Observation, told: list[str], shown: Float[Tensor, "batch places width"] | None = None
+    ) -> dict[str, Tensor]:
+        """Embeddings of the prompt, and which of them count: the first token, the pictures and what else is `shown`,
+        padding, the question."""
         said = [PROMPT.format(instruction=x.lower()) for x in obs.instruction]
         if any(told):
             raise ValueError("OpenVLA is told nothing but the instruction: set proprio=false")
@@ -73,12 +76,16 @@ class OpenVla(nn.Module):
         embed = self.language_model.get_input_embeddings()
         first = torch.full((len(ids), 1), self.tokenizer.bos_token_id, device=device)
         seen = self.projector(self.vision_backbone(self._pictures(obs)))
+        seen = seen if shown is None else torch.cat([seen, shown.to(seen.dtype)], 1)
         prompt = torch.cat([embed(first), seen, embed(padded)], 1)
         mask = torch.cat([counts.new_ones(len(ids), 1 + seen.shape[1]), counts], 1)
         return {"inputs_embeds": prompt, "attention_mask": mask}
 
     def parallel(self, prompt: dict[str, Tensor], num_tokens: int) -> Float[Tensor, "batch tokens bins"]:
-        """Each token is read one place before its empty embedding, and the end of the sentence is there too."""
+        return self.language_model.lm_head(self.places(prompt, num_tokens))[..., self.action_ids]
+
+    def places(self, prompt: dict[str, Tensor], num_tokens: int) -> Float[Tensor, "batch tokens width"]:
+        """The last layer's states that all tokens are read from: each one place before its empty embedding."""
         embeds, mask = prompt["inputs_embeds"], prompt["attention_mask"]
         end = torch.full((len(embeds), 1), self.tokenizer.eos_token_id, device=embeds.device)
         end = self.language_model.get_input_embeddings()(end)
@@ -86,14 +93,13 @@ class OpenVla(nn.Module):
         mask = torch.cat([mask, mask.new_ones(len(mask), num_tokens + 1)], 1)
         hidden = torch.finfo(embeds.dtype).min
         all_see_all = torch.where(mask[:, None, None, :].bool(), 0.0, hidden).to(embeds.dtype)
-        logits = self.language_model(
+        out = self.language_model.model(
             inputs_embeds=embeds,
             attention_mask=all_see_all.expand(-1, 1, embeds.shape[1], -1),
             position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
             use_cache=False,
-            logits_to_keep=num_tokens + 2,
-        ).logits
-        return logits[:, :num_tokens, self.action_ids]
+        )
+        return out.last_hidden_state[:, -(num_tokens + 2) : -2]
 
     def after(
         self, prompt: dict[str, Tensor], tokens: Int[Tensor, "batch tokens"]
@@ -128,14 +134,14 @@ class OpenVla(nn.Module):
         out = self.language_model.model(**prompt, position_ids=(mask.cumsum(-1) - 1).clamp(min=0), use_cache=False)
         return out.last_hidden_state[:, -1]
 
-    def statistics(self, dataset: str) -> dict[str, list[float]]:
-        """Of the actions of a dataset: `q01`, `q99`, and `mask`, what they scale. ValueError names those there are."""
+    def statistics(self, dataset: str, of: str = "action") -> dict[str, list[Any]]:
+        """Of a dataset's actions, or proprio: `q01`, `q99`, and `mask`, what they scale. ValueError says which are."""
         known = dict(self.settings.get("norm_stats", {}))
         extra = self.folder / "dataset_statistics.json"
         known |= json.loads(extra.read_text()) if extra.exists() else {}
         for name in (dataset, f"{dataset}_no_noops"):
             if name in known:
-                return known[name]["action"]
+                return known[name][of]
         raise ValueError(
             f"{self.folder} has no statistics of {dataset!r}, only of {', '.join(sorted(known)) or 'none'}"
         )
