@@ -9,6 +9,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from vla import chance
 from vla.algorithms.losses import unpadded_mean
 from vla.data.normalise import Statistics
 from vla.models.action_tokens import command_range
@@ -55,14 +56,14 @@ class DenoisingPolicy(nn.Module):
 
     def act(self, obs: Observation) -> Action:
         features = self.encoder(obs.reshape(-1))
-        noise = torch.randn(len(features), *self.origin.shape, device=self.origin.device)
-        return self._denoise(obs, features, noise, self.first_drawn(len(features)), chance=True)
+        noise = chance.normal(self.origin.expand(len(features), -1, -1))
+        return self._denoise(obs, features, noise, self.first_drawn(len(features)), by_chance=True)
 
     def mode(self, obs: Observation) -> Action:
         """Without chance, from a noise that is always the same."""
         features = self.encoder(obs.reshape(-1))
         first = torch.full((len(features),), self.steps - self.num_drawn)
-        return self._denoise(obs, features, self.origin.expand(len(features), -1, -1), first, chance=False)
+        return self._denoise(obs, features, self.origin.expand(len(features), -1, -1), first, by_chance=False)
 
     def log_prob(self, obs: Observation, action: Action) -> Float[Tensor, "*batch factors"]:
         chain = action.latent["chain"].reshape(-1, self.num_drawn + 1, *self.origin.shape)
@@ -106,31 +107,31 @@ class DenoisingPolicy(nn.Module):
         """Squared, of each number, at one random time per row."""
         raise NotImplementedError
 
-    def fixed_step(self, features: Features, noisy: Noisy, index: Int[Tensor, " rows"]) -> Noisy:
-        """The state after the step `index` (0: from pure noise) without chance."""
+    def steps_from(self, features: Features, noisy: Noisy, index: Int[Tensor, " rows"]) -> tuple[Noisy, Noisy, Noisy]:
+        """The state after the step `index` (0: from pure noise) without chance, or the mean and deviation of a draw."""
         raise NotImplementedError
+
+    def fixed_step(self, features: Features, noisy: Noisy, index: Int[Tensor, " rows"]) -> Noisy:
+        """The state after a step without chance."""
+        return self.steps_from(features, noisy, index)[0]
 
     def drawn_step(self, features: Features, noisy: Noisy, index: Int[Tensor, " rows"]) -> Normal:
-        """The distribution of the state after the step `index`."""
-        raise NotImplementedError
+        """The distribution of the state after a step that is a draw."""
+        return Normal(*self.steps_from(features, noisy, index)[1:])
 
     def _denoise(
-        self, obs: Observation, features: Features, noise: Noisy, first: Int[Tensor, " rows"], *, chance: bool
+        self, obs: Observation, features: Features, noise: Noisy, first: Int[Tensor, " rows"], *, by_chance: bool
     ) -> Action:
         first = first.to(self.origin.device)
         states, scores = [noise], noise.new_zeros(len(first), self.num_drawn, self.horizon, self.spec.action_dim)
         for i in range(self.steps):
             index = torch.full_like(first, i)
-            drawn = (first <= i) & (i < first + self.num_drawn)
-            fixed = ~drawn if chance else torch.ones_like(drawn)
-            after = torch.empty_like(noise)
-            if fixed.any():
-                after[fixed] = self.fixed_step(features[fixed], states[-1][fixed], index[fixed])
-            if drawn.any():
-                step = self.drawn_step(features[drawn], states[-1][drawn], index[drawn])
-                if chance:
-                    after[drawn] = step.sample()
-                scores[drawn, i - first[drawn]] = self._played(step.log_prob(after[drawn]))
+            after, mean, std = self.steps_from(features, states[-1], index)
+            if self.num_drawn:  # of all rows, so that none of them sees what others draw
+                drawn = (first <= i) & (i < first + self.num_drawn)
+                if by_chance:
+                    after = torch.where(drawn[:, None, None], mean + std * chance.normal(mean), after)
+                scores[drawn, i - first[drawn]] = self._played(Normal(mean, std).log_prob(after))[drawn]
             states.append(after)
         kept = first[:, None] + torch.arange(self.num_drawn + 1, device=first.device)
         chain = torch.stack(states, 1)[torch.arange(len(first), device=first.device)[:, None], kept]

@@ -7,7 +7,6 @@ import torch
 from diffusers import DDIMScheduler
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.distributions import Normal
 
 from policies.denoising import DenoisingPolicy, Features, Noisy
 from vla.models.denoisers import Denoiser, UNet1D
@@ -65,15 +64,12 @@ class DiffusionPolicy(DenoisingPolicy):
         noisy = kept.sqrt() * clean + (1 - kept).sqrt() * noise
         return (self.denoiser(noisy, self._time(level), features) - noise).square()
 
-    def fixed_step(self, features: Features, noisy: Noisy, index: Int[Tensor, " rows"]) -> Noisy:
-        clean, noise, _, after = self._parts(features, noisy, index)
-        return after.sqrt() * clean + (1 - after).sqrt() * noise
-
-    def drawn_step(self, features: Features, noisy: Noisy, index: Int[Tensor, " rows"]) -> Normal:
+    def steps_from(self, features: Features, noisy: Noisy, index: Int[Tensor, " rows"]) -> tuple[Noisy, Noisy, Noisy]:
         clean, noise, before, after = self._parts(features, noisy, index)
+        fixed = after.sqrt() * clean + (1 - after).sqrt() * noise
         variance = self.eta**2 * (1 - after) / (1 - before) * (1 - before / after)
         mean = after.sqrt() * clean + (1 - after - variance).clamp(min=0).sqrt() * noise
-        return Normal(mean, variance.sqrt().clamp(min=self.min_std).expand_as(mean))
+        return fixed, mean, variance.sqrt().clamp(min=self.min_std).expand_as(mean)
 
     def _parts(self, features: Features, noisy: Noisy, index: Int[Tensor, " rows"]) -> tuple[Tensor, ...]:
         """The chunk and the noise that the denoiser sees in `noisy`, the chunk's variance before and after the step."""

@@ -6,9 +6,10 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.distributions import Beta, Normal
+from torch.distributions import Beta
 
 from policies.denoising import DenoisingPolicy, Features, Noisy
+from vla import chance
 from vla.models.denoisers import Denoiser, TimeEmbedding, UNet1D
 from vla.models.encoder import Encoder
 from vla.types import EnvSpec
@@ -52,7 +53,7 @@ class FlowPolicy(DenoisingPolicy):
         return {"ode": 0, "sde": 1, "noise": self.steps}[self.chain]
 
     def first_drawn(self, rows: int) -> Int[Tensor, " rows"]:
-        return torch.randint(self.steps, (rows,)) if self.chain == "sde" else super().first_drawn(rows)
+        return chance.integers(self.steps, rows) if self.chain == "sde" else super().first_drawn(rows)
 
     def denoising_error(self, features: Features, clean: Noisy) -> Noisy:
         """Times nearer to noise are drawn more often, as pi0 does: Beta(1.5, 1)."""
@@ -61,24 +62,18 @@ class FlowPolicy(DenoisingPolicy):
         noisy = torch.lerp(clean, noise, time[:, None, None])
         return (self.denoiser(noisy, time, features) - (noise - clean)).square()
 
-    def fixed_step(self, features: Features, noisy: Noisy, index: Int[Tensor, " rows"]) -> Noisy:
-        return noisy - self._velocity(features, noisy, index) / self.steps
-
-    def drawn_step(self, features: Features, noisy: Noisy, index: Int[Tensor, " rows"]) -> Normal:
-        velocity = self._velocity(features, noisy, index)
+    def steps_from(self, features: Features, noisy: Noisy, index: Int[Tensor, " rows"]) -> tuple[Noisy, Noisy, Noisy]:
+        velocity = self.denoiser(noisy, self._time(index), features)
+        fixed = noisy - velocity / self.steps
         if self.chain == "noise":
-            mean = noisy - velocity / self.steps
-            return Normal(mean, self._learned_std(features, index)[:, None, None].expand_as(mean))
+            return fixed, fixed, self._learned_std(features, index)[:, None, None].expand_as(fixed)
         delta = 1 / self.steps
         time = self._time(index)[:, None, None]
         early = time.clamp(max=1 - delta)  # at pure noise the formula is infinite
         std = self.noise * (early / (1 - early)).sqrt() * math.sqrt(delta)
         chunk, noise = noisy - velocity * time, noisy + velocity * (1 - time)
         mean = chunk * (1 - time + delta) + noise * (time - delta - std.square() / (2 * time))
-        return Normal(mean, std.expand_as(mean))
-
-    def _velocity(self, features: Features, noisy: Noisy, index: Int[Tensor, " rows"]) -> Noisy:
-        return self.denoiser(noisy, self._time(index), features)
+        return fixed, mean, std.expand_as(mean)
 
     def _time(self, index: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
         return 1 - index / self.steps

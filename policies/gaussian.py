@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 from torch.nn.functional import softplus
 
+from vla import chance
 from vla.algorithms.losses import unpadded_mean
 from vla.data.normalise import Statistics
 from vla.models.action_tokens import command_range
@@ -47,7 +48,8 @@ class GaussianPolicy(nn.Module):
 
     def act(self, obs: Observation) -> Action:
         distribution = self._distribution(obs)
-        return self._action(distribution, distribution.sample(), obs)
+        noise = chance.normal(distribution.mean.flatten(0, -3)).view_as(distribution.mean)
+        return self._action(distribution, distribution.mean + distribution.stddev * noise, obs)
 
     def mode(self, obs: Observation) -> Action:
         """The mean of the chunk."""

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from vla import chance
 from vla.algorithms.losses import unpadded_mean
 from vla.data.normalise import Statistics
 from vla.models.action_tokens import ActionBins
@@ -59,7 +60,7 @@ class TokenHead(nn.Module):
         raise NotImplementedError
 
     def act(self, obs: Observation) -> Action:
-        return self._decide(obs, lambda logits: _sample(logits / self.temperature))
+        return self._decide(obs, lambda logits: chance.choice(logits / self.temperature))
 
     def mode(self, obs: Observation) -> Action:
         """The most likely token each time."""
@@ -141,10 +142,6 @@ class TokenPolicy(TokenHead):
 
 def _split(rows: Shaped[Tensor, "rows ..."], batch: torch.Size) -> Shaped[Tensor, "..."]:
     return rows.reshape(*batch, *rows.shape[1:])
-
-
-def _sample(logits: Float[Tensor, "*batch bins"]) -> Int[Tensor, "*batch"]:
-    return torch.distributions.Categorical(logits=logits.float()).sample()
 
 
 def _pick(log_prob: Float[Tensor, "*batch bins"], tokens: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from simulators.batch import MakeScene, SceneBatch, require_part
-from simulators.messages import cat, packed, rows_of, unpacked
+from vla.messages import cat, packed, rows_of, unpacked
 from vla.types import Observation, Step
 
 ATTEMPTS = 3  # workers that may fail in a row at the same request before it is given up

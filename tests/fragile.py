@@ -48,6 +48,28 @@ class Fragile(PointEnv):
             raise ArithmeticError("the physics exploded")
 
 
+class FragileGroup(PointEnv):
+    """Points that do before their third command, once, what a file `<fault>_<seed>` in `notes` says of one of them.
+
+    With `always` they do it every time.
+    """
+
+    def __init__(self, num_envs: int, notes: str, always: str = ""):
+        super().__init__(num_envs=num_envs, max_steps=8)
+        self.notes, self.always = Path(notes), always
+
+    def reset(self, seed):
+        self.seeds = range(seed, seed + self.spec.num_envs)
+        return super().reset(seed)
+
+    def step(self, command):
+        for note in [self.notes / f"{fault}_{seed}" for fault in ("killed", "hangs") for seed in self.seeds]:
+            if (self.steps == 2).all() and (note.exists() or note.name.startswith(self.always or "?")):
+                note.unlink(missing_ok=True)
+                os.kill(os.getpid(), signal.SIGKILL if note.name.startswith("killed") else signal.SIGSTOP)
+        return super().step(command)
+
+
 class Losing(PointEnv):
     """Loses the episodes whose seeds are in `lost`, so often as they are in there, in the command `after`."""
 

@@ -9,11 +9,13 @@ from fragile import Losing
 
 from policies.token import TokenPolicy
 from simulators.point import PointEnv
-from vla import collect
-from vla.collect import Collector, Collectors, OneProcess
+from vla import cluster
+from vla.cluster import Collectors
+from vla.collect import Collector, OneProcess, changing
 from vla.evaluation import outcomes, summarise
 from vla.models.state_mlp import StateMLP
 from vla.rollout import join, rollout
+from vla.serving import wait
 
 pytestmark = pytest.mark.timeout(400)  # Ray starts five processes, slowly where cores are few or busy
 ENV = {"_target_": "simulators.point.PointEnv", "num_envs": 4, "max_steps": 6}
@@ -45,7 +47,7 @@ def fleet():
 
 def test_workers_play_the_same_episodes_as_one_process(fleet):
     policy = make_policy()
-    here = OneProcess(ENV).start(policy, 100).get()
+    here = OneProcess(Collector(ENV)).start(policy, 100).get()
     there = fleet.start(policy, 100).get()
     assert fleet.spec.num_envs == 4
     torch.testing.assert_close(there.obs[0].proprio, here.obs[0].proprio, rtol=0, atol=0)
@@ -75,27 +77,27 @@ def test_the_same_seed_and_weights_play_the_same_episodes(fleet):
 def test_what_an_environment_says_in_a_worker_is_said_here(fleet):
     bad = ray.remote(Collector).options(num_cpus=0).remote({**ENV, "num_targets": 9})
     with pytest.raises(ValueError, match="num_targets must be from 1 to 2, got 9"):
-        collect._wait([bad.open.remote()])
+        wait([bad.open.remote()])
 
 
 def test_a_dead_worker_is_one_clear_error(fleet):
     lost = ray.remote(Collector).options(num_cpus=0).remote(ENV)
-    collect._wait([lost.open.remote()])
+    wait([lost.open.remote()])
     ray.kill(lost)
-    with pytest.raises(RuntimeError, match="a worker died"):
-        collect._wait([lost.open.remote()])
+    with pytest.raises(RuntimeError, match="a process died"):
+        wait([lost.open.remote()])
 
 
 @pytest.mark.parametrize("workers", [0, 3, 8])
 def test_environments_that_cannot_be_spread_are_refused_at_once(workers, monkeypatch):
-    monkeypatch.setattr(collect, "_start_ray", lambda _: pytest.fail("Ray was started"))
+    monkeypatch.setattr(cluster, "start_ray", lambda *_: pytest.fail("Ray was started"))
     with pytest.raises(ValueError, match=f"num_envs=4 cannot be spread evenly over workers={workers}"):
         Collectors(ENV, workers=workers)
 
 
 def test_one_process_plays_with_the_weights_of_now_and_leaves_the_policy_alone():
     policy = make_policy().train()
-    alone = OneProcess(ENV)
+    alone = OneProcess(Collector(ENV))
     alone.start(policy, 0)
     perturb(policy)
     state = torch.get_rng_state()
@@ -106,7 +108,7 @@ def test_one_process_plays_with_the_weights_of_now_and_leaves_the_policy_alone()
 
 def test_one_process_can_be_greedy():
     policy = make_policy()
-    alone = OneProcess(ENV)
+    alone = OneProcess(Collector(ENV))
     expected = rollout(PointEnv(4, max_steps=6), _Mode(policy), seed=3)
     torch.testing.assert_close(alone.start(policy, 3, greedy=True).get().reward, expected.reward)
 
@@ -114,10 +116,10 @@ def test_one_process_can_be_greedy():
 def test_frozen_weights_are_sent_once_buffers_always():
     policy = make_policy()
     policy.encoder.net[0].weight.requires_grad_(requires_grad=False)
-    names = set(collect._changing(policy))
+    names = set(changing(policy))
     assert "encoder.net.0.weight" not in names
     assert {"encoder.net.0.bias", "bins.low"} <= names
-    alone = OneProcess(ENV)
+    alone = OneProcess(Collector(ENV))
     alone.start(policy, 0)
     assert_played_by(policy, alone.start(policy, 0).get())
 
@@ -131,7 +133,7 @@ def test_weights_of_another_policy_are_refused():
 
 
 def test_another_draw_begins_alike_and_goes_elsewhere():
-    alone = OneProcess(ENV)
+    alone = OneProcess(Collector(ENV))
     policy = TokenPolicy(alone.spec, StateMLP, 2)
     first, again, other = (alone.start(policy, 5, draw=draw).get() for draw in (1, 1, 2))
     torch.testing.assert_close(first.action.commands, again.action.commands, rtol=0, atol=0)

@@ -202,6 +202,43 @@ def test_online_plays_every_episode_of_a_group(trained, tmp_path):
     assert [row["kept"] for row in read_metrics(tmp_path / "run")[1:]] == [1.0, 1.0]
 
 
+def test_online_learns_the_same_wherever_it_plays(trained, tmp_path):
+    """Bit for bit: in this process, and from here for environments in two others."""
+    ppo = ["algorithm=ppo", "steps=2", "batch=3", "test_every=0"]
+    run(online.main, *online_arguments(trained, tmp_path / "here"), *ppo)
+    served = ["placement=hybrid", "workers=2"]
+    run(online.main, *online_arguments(trained, tmp_path / "served"), *ppo, *served)
+    here, there = (read_metrics(tmp_path / x) for x in ("here", "served"))
+    assert [row["pipeline/groups"] for row in there] == [2, 2]
+    assert here == [{k: x for k, x in row.items() if "pipeline" not in k} for row in there]
+    one, two = (load_policy(tmp_path / x).state_dict() for x in ("here", "served"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_online_may_play_ahead_with_weights_one_update_old(trained, tmp_path):
+    ppo = ["algorithm=ppo", "steps=3", "test_every=0"]
+    run(online.main, *online_arguments(trained, tmp_path / "ahead"), *ppo, "overlap=1")
+    run(online.main, *online_arguments(trained, tmp_path / "not"), *ppo)
+    ahead, not_ahead = (read_metrics(tmp_path / x) for x in ("ahead", "not"))
+    assert [row["train/staleness"] for row in ahead] == [0, 1, 1]
+    assert abs(ahead[1]["kl"] - not_ahead[1]["kl"]) > 1e-6
+    assert {k: x for k, x in ahead[0].items() if k != "train/staleness"} == not_ahead[0]
+    for name in ("ahead", "not"):
+        assert len(read_metrics(tmp_path / name)) == 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["placement=everywhere", "workers=2"], "placement must be one of colocated, served, hybrid"),
+        (["placement=served", "workers=2", "servers=3"], "workers=2 cannot be spread evenly over servers=3"),
+        (["workers=auto"], "workers must be a number or, where a policy serves"),
+    ],
+)
+def test_online_refuses_places_there_are_not(capsys, trained, tmp_path, asked, said):
+    assert said in refused(capsys, online.main, *online_arguments(trained, tmp_path / "run"), *asked)
+
+
 def test_online_learns_and_counts_without_the_episodes_it_lost(trained, tmp_path):
     """Step 2 loses one, step 3 all, the first test one; tests, and a batch that was lost whole, are played again."""
     lost = [1_000_005, *range(1_000_008, 1_000_012), 10_001]

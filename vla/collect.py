@@ -1,57 +1,31 @@
-"""Collecting episodes, in this process or with Ray in several; the only file that imports ray."""
+"""Collecting episodes with a policy's weights of the moment: in this process, or (`vla.cluster`) in others."""
 
 import copy
-import logging
-import shutil
-import tempfile
+import os
+import time
 from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
-import ray
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from ray.exceptions import RayActorError, RayTaskError
 from torch import Tensor, nn
 
 from vla.evaluation import OnDevice
-from vla.rollout import Greedy, join, rollout
-from vla.types import Actor, EnvSpec, Rollout
-
-log = logging.getLogger(__name__)
-ROOT = Path(__file__).parents[1]
+from vla.messages import packed, unpacked
+from vla.rollout import Greedy, execute, rollout
+from vla.types import Actor, EnvSpec, LazyEnv, Metrics, Rollout
 
 
-class Collector:
-    """One worker: it builds its own environments, so only it imports the simulator, and keeps its own policy."""
+@runtime_checkable
+class Player(Protocol):
+    """Environments and a policy for them: `Collector`, or `vla.cluster.Served`."""
 
-    def __init__(self, env: Mapping[str, Any], device: str = "cpu"):
-        self.config = env
-        self.device = torch.device(device)
-
-    def open(self) -> EnvSpec:
-        """Build the environments (not in the constructor: Ray would not pass on why that failed)."""
-        try:
-            self.env = instantiate(self.config)
-        except InstantiationException as error:  # what the environment said is more use than what Hydra adds
-            raise error.__cause__ or error from None
-        return self.env.spec
-
-    def load(self, policy: nn.Module) -> None:
-        self.policy = policy.to(self.device).eval()
-        actor = cast(Actor, policy)
-        self.actors = {False: self._placed(actor), True: self._placed(Greedy(actor))}
-
-    def collect(self, weights: Mapping[str, Tensor], seed: int, *, greedy: bool = False, draw: int = 0) -> Rollout:
-        """One episode per environment, from `seed` on, played by the policy with these weights."""
-        if unknown := self.policy.load_state_dict(weights, strict=False).unexpected_keys:
-            raise ValueError(f"weights that the policy does not have: {', '.join(unknown)}")
-        return rollout(self.env, self.actors[greedy], seed=seed, draw=draw)
-
-    def _placed(self, actor: Any) -> Any:
-        return actor if self.device.type == "cpu" else OnDevice(actor, self.device)
+    def open(self) -> EnvSpec: ...
+    def load(self, policy: nn.Module) -> None: ...
+    def collect(self, weights: Mapping[str, Tensor], seed: int, *, greedy: bool = False, draw: int = 0) -> Rollout: ...
+    def pace(self) -> Metrics: ...
+    def close(self) -> None: ...
 
 
 @runtime_checkable
@@ -61,82 +35,131 @@ class Pending(Protocol):
     def get(self) -> Rollout: ...
 
 
-class Collectors:
-    """`env.num_envs` environments, spread evenly over Ray workers on this machine.
+@runtime_checkable
+class Fleet(Protocol):
+    """What plays for training: `OneProcess` here, `vla.cluster.Collectors` in several."""
 
-    Worker w plays the episodes from `seed + w * (num_envs / workers)` on, so which episodes are played does not
-    depend on the number of workers. Every fleet has a Ray of its own: runs on one machine do not meet. Raises
-    ValueError if the environments cannot be spread evenly, and RuntimeError if a worker dies.
-    """
-
-    def __init__(self, env: Mapping[str, Any], *, workers: int, gpus_per_worker: int | float = 0):
-        num_envs = int(env["num_envs"])
-        if workers < 1 or num_envs % workers:
-            raise ValueError(f"env.num_envs={num_envs} cannot be spread evenly over workers={workers}: change one")
-        self.share = num_envs // workers
-        self.scratch = _start_ray(workers)
-        make: Any = ray.remote(num_cpus=1, num_gpus=gpus_per_worker)(Collector)
-        device = "cuda" if gpus_per_worker else "cpu"
-        self.workers: list[Any] = [make.remote({**env, "num_envs": self.share}, device) for _ in range(workers)]
-        self.loaded = False
-        try:
-            self.spec: EnvSpec = replace(_wait([w.open.remote() for w in self.workers])[0], num_envs=num_envs)
-        except BaseException:
-            self.close()
-            raise
+    spec: EnvSpec
 
     def start(self, policy: nn.Module, seed: int, *, greedy: bool = False, draw: int = 0) -> Pending:
-        """Begin one episode per environment with the policy as it is now; returns at once. `draw`: see `rollout`."""
-        if not self.loaded:  # the whole module once, frozen weights included; later only what changes
-            whole = ray.put(_on_cpu(policy))
-            _wait([w.load.remote(whole) for w in self.workers])
-            self.loaded = True
-        weights = ray.put(_changing(policy))
-        how = {"greedy": greedy, "draw": draw}
-        calls = enumerate(self.workers)
-        return _Underway([w.collect.remote(weights, seed + i * self.share, **how) for i, w in calls])
+        """Begin one episode per environment with the policy as it is now. `draw`: see `rollout`."""
+        ...
+
+    def pace(self) -> Metrics:
+        """Where the time went since this was last asked, if there is anything to tell."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Collector:
+    """Environments and a policy in one process: it builds the environments, so only it imports the simulator."""
+
+    def __init__(self, env: Mapping[str, Any], device: str = "cpu", batch: int | None = None):
+        self.config, self.batch = env, batch
+        self.own = OwnPolicy(device)
+
+    def open(self) -> EnvSpec:
+        """Build the environments (not in the constructor: Ray would not pass on why that failed)."""
+        self.env = _built(self.config)
+        return self.env.spec
+
+    def load(self, policy: nn.Module) -> None:
+        self.own.load(policy)
+
+    def collect(self, weights: Mapping[str, Tensor], seed: int, *, greedy: bool = False, draw: int = 0) -> Rollout:
+        """One episode per environment, from `seed` on, played by the policy with these weights."""
+        self.own.update(weights)
+        return rollout(self.env, self.own.actor(greedy=greedy), seed=seed, draw=draw, batch=self.batch)
+
+    def pace(self) -> Metrics:
+        return {}
+
+    def pid(self) -> int:
+        return os.getpid()
 
     def close(self) -> None:
-        ray.shutdown()
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.env.close()
 
-    def __enter__(self) -> "Collectors":
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+class OwnPolicy:
+    """This process's own copy of the policy, which is sent what has changed."""
+
+    def __init__(self, device: str):
+        self.device = torch.device(device)
+
+    def load(self, policy: nn.Module) -> None:
+        self.policy = policy.to(self.device).eval()
+
+    def update(self, weights: Mapping[str, Tensor]) -> None:
+        if unknown := self.policy.load_state_dict(weights, strict=False).unexpected_keys:
+            raise ValueError(f"weights that the policy does not have: {', '.join(unknown)}")
+
+    def actor(self, *, greedy: bool) -> Actor:
+        """The policy as an actor with a memory of its own, where it has one."""
+        weights = [*self.policy.parameters(), *self.policy.buffers()]
+        own = cast(Actor, copy.deepcopy(self.policy, {id(x): x for x in weights}))
+        actor = cast(Actor, Greedy(own)) if greedy else own
+        return actor if self.device.type == "cpu" else OnDevice(actor, self.device)
+
+
+class Group:
+    """Environments in a process of their own, for a policy in another."""
+
+    def __init__(self, env: Mapping[str, Any]):
+        self.config = env
+
+    def open(self) -> EnvSpec:
+        self.env = _built(self.config)
+        return self.env.spec
+
+    def reset(self, seed: int) -> bytes:
+        return packed(self.env.reset(seed).to_dict())
+
+    def seconds(self, num_envs: int, horizon: int, repeats: int = 3) -> float:
+        """How long a chunk takes so many environments; one that cannot play with fewer takes as long as for all."""
+        env = self.env.first(num_envs) if isinstance(self.env, LazyEnv) else self.env
+        env.reset(0)
+        n, still = env.spec.num_envs, []
+        for _ in range(repeats):
+            begun = time.perf_counter()
+            execute(env, torch.zeros(n, horizon, env.spec.action_dim), torch.ones(n, dtype=torch.bool))
+            still.append(time.perf_counter() - begun)
+        return sorted(still)[repeats // 2]
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def play(self, told: bytes) -> bytes:
+        commands, alive = unpacked(told)
+        return packed(execute(self.env, commands, alive).to_dict())
 
 
 class OneProcess:
-    """The same as `Collectors`, without Ray: for laptops, tests and GPU simulators."""
+    """Plays where it is called, at once: for laptops, tests, GPU simulators, and a policy that serves from here."""
 
-    def __init__(self, env: Mapping[str, Any], *, device: torch.device | str = "cpu"):
-        self.collector = Collector(env, str(device))
-        self.spec = self.collector.open()
+    def __init__(self, player: Player):
+        self.player = player
+        self.spec = self.player.open()
         self.loaded = False
 
     def start(self, policy: nn.Module, seed: int, *, greedy: bool = False, draw: int = 0) -> Pending:
         if not self.loaded:
-            self.collector.load(_on_cpu(policy))
+            self.player.load(on_cpu(policy))
             self.loaded = True
-        return _Done(self.collector.collect(_changing(policy), seed, greedy=greedy, draw=draw))
+        return _Done(self.player.collect(changing(policy), seed, greedy=greedy, draw=draw))
+
+    def pace(self) -> Metrics:
+        return self.player.pace()
 
     def close(self) -> None:
-        self.collector.env.close()
+        self.player.close()
 
     def __enter__(self) -> "OneProcess":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class _Underway:
-    def __init__(self, calls: list[Any]):
-        self.calls = calls
-
-    def get(self) -> Rollout:
-        return join(_wait(self.calls))
 
 
 class _Done:
@@ -147,52 +170,19 @@ class _Done:
         return self.episodes
 
 
-def _start_ray(workers: int, attempts: int = 4) -> Path:
-    """Start a Ray that no other program uses or finds; returns where it keeps its sockets and logs.
-
-    Workers import this checkout. Their path of sockets must stay short, so it is not below the run directory. On a busy
-    machine Ray gives up after 30 s, so it is tried again.
-    """
-    for attempt in range(attempts):
-        scratch = Path(tempfile.mkdtemp(prefix="ray-"))
-        try:
-            ray.init(
-                address="local",
-                num_cpus=workers,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                runtime_env={"env_vars": {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}},
-                _temp_dir=str(scratch),
-            )
-            break
-        except Exception as error:  # Ray has no name for it
-            ray.shutdown()
-            shutil.rmtree(scratch, ignore_errors=True)
-            if "timed out during startup" not in str(error) or attempt == attempts - 1:
-                raise
-            log.warning("Ray did not start in time on this busy machine: trying again")
-    return scratch
-
-
-def _wait(calls: list[Any]) -> list[Any]:
-    """The results. What a worker raised is raised here; a worker that died is a RuntimeError."""
-    try:
-        return ray.get(calls)
-    except RayTaskError as error:
-        raise error.cause from error
-    except RayActorError as error:
-        raise RuntimeError(
-            f"a worker died while it played episodes: {error}. Out of memory? Use fewer workers or environments; "
-            "with workers=0 everything runs in this process and shows its own messages."
-        ) from error
-
-
-def _on_cpu(policy: nn.Module) -> nn.Module:
+def on_cpu(policy: nn.Module) -> nn.Module:
+    """A copy for another process."""
     return copy.deepcopy(policy).cpu()
 
 
-def _changing(policy: nn.Module) -> dict[str, Tensor]:
+def changing(policy: nn.Module) -> dict[str, Tensor]:
     """Weights that are trained, and buffers: what the workers' own copy may lack."""
     frozen = {name for name, x in policy.named_parameters() if not x.requires_grad}
     return {name: x.detach().cpu() for name, x in policy.state_dict().items() if name not in frozen}
+
+
+def _built(config: Mapping[str, Any]) -> Any:
+    try:
+        return instantiate(config)
+    except InstantiationException as error:  # what the environment said is more use than what Hydra adds
+        raise error.__cause__ or error from None

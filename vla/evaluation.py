@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from vla.rollout import complete, rollout
 from vla.statistics import Rate, rate
-from vla.types import Action, Actor, Env, LazyEnv, Metrics, Observation, Rollout
+from vla.types import Action, Actor, Env, LazyEnv, Metrics, Observation, Rollout, Seeded
 
 EPISODES = "episodes.csv"
 
@@ -74,6 +74,8 @@ class OnDevice:
     def __init__(self, actor: Actor, device: torch.device):
         self.actor = actor
         self.device = device
+        if isinstance(actor, Seeded):
+            self.begin = actor.begin
 
     def act(self, obs: Observation) -> Action:
         return self.actor.act(obs.to(self.device)).cpu()

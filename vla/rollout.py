@@ -1,13 +1,13 @@
 """Playing episodes: the one loop behind training, evaluation, teleoperation and real-robot runs."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from vla.chance import Stream, drawing_from
 from vla.types import Action, Actor, ChunkEnv, Env, Observation, Rollout, Seeded, Step
 
 # Episodes to test on, in every environment: nothing is learned from them, and simulators with official test episodes
@@ -18,30 +18,69 @@ TRIES = 3  # of one episode, before a simulator that fails in it is given up
 
 
 @torch.no_grad()
-def rollout(env: Env, actor: Actor, *, seed: int, draw: int = 0) -> Rollout:
+def rollout(env: Env, actor: Actor, *, seed: int, draw: int = 0, batch: int | None = None) -> Rollout:
     """Play one episode in every environment, each to its own end; episode i is the one of `seed + i`.
 
-    The caller's random state is left as it was: the same seed and weights play the same episodes anywhere; with another
-    `draw` they begin alike, and the policy's chance is another. A column whose simulator failed on the way is not valid
-    in any row.
+    The same seed and weights play the same episodes anywhere: what a policy draws through `vla.chance` belongs to the
+    episode, and the caller's random state is left as it was. With another `draw` episodes begin alike, and the policy's
+    chance is another. `batch` is that of `decide`. A column whose simulator failed on the way is not valid in any row.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(np.random.SeedSequence([seed, draw]).generate_state(1)[0]) if draw else seed)
+        torch.manual_seed(seed)
         if isinstance(actor, Seeded):
             actor.begin(seed)
-        obs = env.reset(seed)
-        alive = torch.ones(env.spec.num_envs, dtype=torch.bool)
-        failed = torch.zeros_like(alive)
-        played = []
-        while alive.any():
-            action = actor.act(obs)
-            step = execute(env, action.commands, alive)
-            played.append((obs, action, step, alive))
-            failed = failed if step.failed is None else failed | step.failed & alive
-            obs = step.obs
-            alive = alive & ~step.terminated & ~step.truncated
-        played.append((obs, action, step, alive))  # where the last decision ended
-        return Rollout.stack([_row(obs, action, step, alive & ~failed, failed) for obs, action, step, alive in played])
+        under_way = UnderWay(env.reset(seed), seed, draw)
+        while under_way.alive.any():
+            action = decide(actor, under_way.obs, under_way.streams, batch)
+            under_way.add(action, execute(env, action.commands, under_way.alive))
+        return under_way.rollout()
+
+
+class UnderWay:
+    """Episodes being played, one per column, until none of them is `alive`; `obs` is what to decide upon next."""
+
+    def __init__(self, obs: Observation, seed: int, draw: int = 0):
+        self.obs, self.seed, self.draw = obs, seed, draw
+        self.alive = torch.ones(len(obs), dtype=torch.bool)
+        self.failed = torch.zeros_like(self.alive)
+        self.played: list[tuple[Observation, Action, Step, Tensor]] = []
+
+    @property
+    def streams(self) -> list[Stream]:
+        """Where the chance of each column's next decision comes from."""
+        return [(self.seed + i, self.draw, len(self.played)) for i in range(len(self.alive))]
+
+    def add(self, action: Action, step: Step) -> None:
+        """What was decided upon `obs`, and what came of it."""
+        self.played.append((self.obs, action, step, self.alive))
+        self.failed = self.failed if step.failed is None else self.failed | step.failed & self.alive
+        self.obs = step.obs
+        self.alive = self.alive & ~step.terminated & ~step.truncated
+
+    def rollout(self) -> Rollout:
+        """All of it, and a last row for where the last decision ended."""
+        rows = [*self.played, (self.obs, *self.played[-1][1:3], self.alive)]
+        return Rollout.stack(
+            [_row(obs, action, step, alive & ~self.failed, self.failed) for obs, action, step, alive in rows]
+        )
+
+
+def decide(actor: Actor, obs: Observation, streams: Sequence[Stream], batch: int | None = None) -> Action:
+    """What the actor does, row i drawing from `streams[i]`.
+
+    The last bits of what a network computes depend on how many rows it computes at once. With `batch` it is always so
+    many, the last ones padded, so that nothing at all depends on the company a row is in. An actor that remembers what
+    it decided (`Seeded`) knows its rows by their places, so it always decides for all.
+    """
+    if batch is None or isinstance(actor, Seeded):
+        with drawing_from(streams):
+            return actor.act(obs)
+    actions = []
+    for first in range(0, len(streams), batch):
+        rows = [min(row, len(streams) - 1) for row in range(first, first + batch)]
+        with drawing_from([streams[row] for row in rows]):
+            actions.append(actor.act(obs[rows])[: len(streams) - first])
+    return Action.cat(actions) if len(actions) > 1 else actions[0]
 
 
 def complete(episodes: Rollout, again: Callable[[], Rollout], *, seed: int, lost: Counter[int]) -> Rollout:

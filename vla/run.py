@@ -22,8 +22,9 @@ __all__ = ["Run", "load_policy", "save_policy"]
 
 # What may differ between a run and its continuation: how long and how watched, not what is learned.
 MAY_CHANGE = {
-    "run_dir", "resume", "steps", "episodes", "workers", "gpus_per_worker", "device",
-    "save_every", "keep_last", "test_every", "test_episodes", "videos", "sanity", "sanity_episodes", "against",
+    "run_dir", "resume", "steps", "episodes", "workers", "placement", "servers", "gpus", "deadline", "timeout",
+    "address", "device", "save_every", "keep_last", "test_every", "test_episodes", "videos", "sanity",
+    "sanity_episodes", "against",
 }  # fmt: skip
 
 

@@ -1,8 +1,7 @@
 """The words of the platform: every other module speaks in these types.
 
-Axes always in this order: time, env, horizon, action. A chunk is `[env, horizon, action]`. SI units: metres, radians,
-seconds, newtons. Quaternions are x y z w. Images are uint8 RGB, height x width x 3, upright as a person would see
-them. Gripper: 0 closed, 1 open.
+Axes always in this order: time, env, horizon, action. A chunk is `[env, horizon, action]`. Units are m, rad, s and N.
+Quaternions are x y z w. Images are uint8 RGB, height x width x 3, upright. Gripper: 0 closed, 1 open.
 """
 
 from collections.abc import Mapping
@@ -86,6 +85,7 @@ class Rollout(TensorClass):
     num_steps: Int[Tensor, "*batch"] | None = None  # commands executed in this decision
     rewards: Float[Tensor, "*batch horizon"] | None = None  # what each of them earned; None: not told
     failed: Bool[Tensor, "*batch"] | None = None  # the same in every row of a column
+    version: Int[Tensor, "*batch"] | None = None  # how many updates the policy that played had had
 
     def episodes(self) -> list["Rollout"]:
         """The columns one by one, each with the row it ended in and nothing after."""

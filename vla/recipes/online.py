@@ -2,21 +2,27 @@
 
 import functools
 from collections import Counter
+from contextlib import closing
 from typing import Any, cast
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vla.checkpoint import Policy, initial_policy, policy_config
-from vla.collect import Collectors, OneProcess
+from vla.cluster import Collectors
+from vla.collect import Collector, Fleet, OneProcess
 from vla.evaluation import Episode, outcomes, summarise
+from vla.pipeline import planned
 from vla.program import Figures, program
 from vla.rollout import TEST_SEEDS, complete, join
 from vla.run import Run, read_metrics
+from vla.serving import Served
 from vla.statistics import rate
 from vla.types import Algorithm, Metrics, RewardModel, Rollout
 from vla.video import save_film
 
+PLACEMENTS = ("colocated", "served", "hybrid")
 SEEDS_PER_RUN = 1_000_000  # training episodes of the run with seed s are numbered from (s + 1) million on
 
 
@@ -27,25 +33,29 @@ def online(cfg: DictConfig) -> Figures:
             cfg.policy = OmegaConf.create(policy_config(cfg.init, cfg.init_with))
     run = Run(cfg, "online")
     seeds = training_seeds(cfg)
-    num_envs = cfg.env.num_envs
-    with _collectors(cfg, run) as collectors:
-        hz = collectors.spec.control_hz
-        policy, config = initial_policy(cfg.policy, cfg.init, collectors.spec, cfg.init_with)
+    with closing(_fleet(cfg, run)) as fleet:
+        hz = fleet.spec.control_hz
+        policy, config = initial_policy(cfg.policy, cfg.init, fleet.spec, cfg.init_with)
         policy.to(run.device)
         algorithm: Algorithm = instantiate(cfg.algorithm, _partial_=True)(policy=policy)
         reward_model = instantiate(cfg.reward)
         first = run.restore(algorithm.parts)
         if first == 0 and cfg.test_every:
-            run.log(0, summarise(test(collectors, policy, run, 0, cfg), "test"))
+            run.log(0, summarise(test(fleet, policy, run, 0, cfg), "test"))
+        begin = functools.partial(Played, fleet, policy, seeds, getattr(algorithm, "group", 1))
+        ahead = None
         for step in run.loop(first):
-            seed = seeds[(step - 1) * num_envs]
-            episodes, lost = play(collectors, policy, seed, getattr(algorithm, "group", 1))
+            played = ahead or begin(step, version=step - 1)
+            episodes, lost = played.get()
+            metrics: Metrics = fleet.pace()
+            if cfg.overlap and step < cfg.steps:  # with the weights of before this update
+                ahead = begin(step + 1, version=step - 1)
             episodes = rewarded(episodes, reward_model)
-            metrics: Metrics = {**summarise(outcomes(episodes, seed, hz), "train"), **algorithm.update(episodes)}
-            if lost:
-                metrics["train/lost"] = float(lost)
+            metrics |= {**summarise(outcomes(episodes, played.seed, hz), "train"), **algorithm.update(episodes)}
+            metrics |= {"train/lost": float(lost)} if lost else {}
+            metrics |= {"train/staleness": step - 1.0 - played.version} if cfg.overlap else {}
             if run.due(step, cfg.test_every):
-                metrics |= summarise(test(collectors, policy, run, step, cfg), "test")
+                metrics |= summarise(test(fleet, policy, run, step, cfg), "test")
             run.log(step, metrics)
             run.show(**{name: x for name, x in metrics.items() if name.endswith("/success")})
             if run.due(step, cfg.save_every):
@@ -54,21 +64,30 @@ def online(cfg: DictConfig) -> Figures:
     return _figures(run)
 
 
-def play(collectors: Collectors | OneProcess, policy: Policy, seed: int, group: int = 1) -> tuple[Rollout, int]:
-    """Episodes to learn from and how many were lost; only if all were, they are played again.
+class Played:
+    """The episodes of a step, begun with the policy as it is now; each is played `group` times."""
 
-    With a `group` every episode is played so many times: first all of them once, then all again.
-    """
-    lost: Counter[int] = Counter()
-    played = []
-    for draw, pending in [(x, collectors.start(policy, seed, draw=x)) for x in range(group)]:
-        episodes = pending.get()
-        if len(episodes.lost()) == episodes.shape[1]:
-            again = functools.partial(_played, collectors, policy, seed, draw=draw)
-            episodes = complete(episodes, again, seed=seed, lost=lost)
-        played.append(episodes)
-    episodes = join(played) if group > 1 else played[0]
-    return episodes, lost.total() + len(episodes.lost())
+    def __init__(self, fleet: Fleet, policy: Policy, seeds: range, group: int, step: int, version: int):
+        self.fleet, self.policy, self.version = fleet, policy, version
+        self.seed = seeds[(step - 1) * fleet.spec.num_envs]
+        self.pending = [fleet.start(policy, self.seed, draw=draw) for draw in range(group)]
+
+    def get(self) -> tuple[Rollout, int]:
+        """First all of them once, then all again; and how many were lost: only if all were, they are played again.
+
+        Their `version` is the number of updates that the policy had had.
+        """
+        lost: Counter[int] = Counter()
+        played = []
+        for draw, pending in enumerate(self.pending):
+            episodes = pending.get()
+            if len(episodes.lost()) == episodes.shape[1]:
+                again = functools.partial(_played, self.fleet, self.policy, self.seed, draw=draw)
+                episodes = complete(episodes, again, seed=self.seed, lost=lost)
+            played.append(episodes)
+        episodes = join(played) if len(played) > 1 else played[0]
+        version = torch.full(episodes.shape, self.version)
+        return episodes.replace(version=version), lost.total() + len(episodes.lost())
 
 
 def rewarded(episodes: Rollout, model: RewardModel) -> Rollout:
@@ -95,32 +114,41 @@ def training_seeds(cfg: DictConfig) -> range:
     return seeds
 
 
-def test(collectors: Collectors | OneProcess, policy: Policy, run: Run, step: int, cfg: DictConfig) -> list[Episode]:
+def test(fleet: Fleet, policy: Policy, run: Run, step: int, cfg: DictConfig) -> list[Episode]:
     """The test episodes, played greedily; the first few are filmed."""
     played: list[Episode] = []
     lost: Counter[int] = Counter()
-    seeds = range(cfg.test_seed, cfg.test_seed + cfg.test_episodes, collectors.spec.num_envs)
-    for seed, pending in [(seed, collectors.start(policy, seed, greedy=True)) for seed in seeds]:
-        again = functools.partial(_played, collectors, policy, seed, greedy=True)
+    seeds = range(cfg.test_seed, cfg.test_seed + cfg.test_episodes, fleet.spec.num_envs)
+    for seed, pending in [(seed, fleet.start(policy, seed, greedy=True)) for seed in seeds]:
+        again = functools.partial(_played, fleet, policy, seed, greedy=True)
         batch = complete(pending.get(), again, seed=seed, lost=lost)[:, : cfg.test_episodes - len(played)]
-        new = outcomes(batch, seed, collectors.spec.control_hz)
+        new = outcomes(batch, seed, fleet.spec.control_hz)
         for outcome, episode in list(zip(new, batch.episodes(), strict=True))[: max(0, cfg.videos - len(played))]:
             end = "success" if outcome.success else "failure"
             path = run.dir / "videos" / f"step_{step:06d}_seed_{outcome.seed}_{end}.mp4"
-            save_film(path, episode, collectors.spec.control_hz)
+            save_film(path, episode, fleet.spec.control_hz)
         played += new
     return played
 
 
-def _played(collectors: Collectors | OneProcess, policy: Policy, seed: int, **how: Any) -> Rollout:
-    return collectors.start(policy, seed, **how).get()
+def _played(fleet: Fleet, policy: Policy, seed: int, **how: Any) -> Rollout:
+    return fleet.start(policy, seed, **how).get()
 
 
-def _collectors(cfg: DictConfig, run: Run) -> Collectors | OneProcess:
+def _fleet(cfg: DictConfig, run: Run) -> Fleet:
+    """Who plays, as `configs/launch` says."""
     env = cast(dict[str, Any], OmegaConf.to_container(cfg.env, resolve=True))
+    if cfg.placement not in PLACEMENTS:
+        raise ValueError(f"placement must be one of {', '.join(PLACEMENTS)}, got {cfg.placement!r}")
     if cfg.workers == 0:
-        return OneProcess(env, device=run.device)
-    return Collectors(env, workers=cfg.workers, gpus_per_worker=cfg.gpus_per_worker)
+        return OneProcess(Collector(env, str(run.device), cfg.batch))
+    if cfg.placement == "hybrid":
+        plan = planned(env["num_envs"], cfg.workers, 1)
+        waits = {"deadline": cfg.deadline, "timeout": cfg.timeout}
+        return OneProcess(Served(env, str(run.device), cfg.batch, plan=plan, **waits))
+    servers = cfg.servers if cfg.placement == "served" else 0
+    how = {"gpus": cfg.gpus, "batch": cfg.batch, "deadline": cfg.deadline, "timeout": cfg.timeout}
+    return Collectors(env, workers=cfg.workers, servers=servers, address=cfg.address, **how)
 
 
 def _figures(run: Run) -> Figures:

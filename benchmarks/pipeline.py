@@ -1,0 +1,297 @@
+"""What overlap of environments and policy gains, and what a message costs: `python -m benchmarks.pipeline`.
+
+A, scheduler only: both stages sleep, as work on other devices would, `ms` milliseconds per chunk of all environments
+and in proportion for a part of them. B, a real simulator with a policy that sleeps. C, all real on the cores at hand.
+All arms of a line take turns in one run; rows are medians, from when the first environments are ready. The bound is
+that of the model (`vla.pipeline.Measured`) with free messages. Rows go to `docs/pipeline.csv`.
+"""
+
+import argparse
+import csv
+import functools
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, cast
+
+import ray
+import torch
+from tensordict import TensorDict
+from torch import nn
+
+from policies.token import TokenPolicy
+from vla.collect import Collector, OneProcess
+from vla.models.film_cnn import FilmCNN
+from vla.pipeline import Measured, Pace, planned
+from vla.run import write_atomically
+from vla.serving import Served, start_ray, stop_ray
+from vla.types import Action, Command, EnvSpec, Observation, Step
+
+TABLE = Path(__file__).parents[1] / "docs" / "pipeline.csv"
+NUM_ENVS = 12  # divisible by 1, 2, 3 and 4
+CHUNKS = {5: 60, 20: 60, 100: 30, 300: 12}
+SLEEPING = {"_target_": "benchmarks.pipeline.Sleeping", "num_envs": NUM_ENVS}
+SIMULATORS = {
+    "PushCube-v1": {"_target_": "simulators.maniskill.maniskill", "task": "PushCube-v1", "image_size": 64},
+    "Lift": {"_target_": "simulators.robosuite.robosuite", "task": "Lift", "image_size": 64},
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    part: str
+    env: str
+    env_ms: float
+    policy_ms: float
+    payload: int  # bytes of pictures per chunk of all environments
+    arm: str
+    groups: int
+    seconds: float
+    per_chunk_ms: float
+    faster: float  # than the same with one group in this run
+    bound: float  # how much faster it could be
+    share_of_bound: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parts", nargs="+", choices=["A", "B", "C"], default=["A", "B", "C"])
+    parser.add_argument("--ms", type=int, nargs="+", default=[5, 20, 100, 300])
+    parser.add_argument("--repeats", type=int, default=5)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    kept = [row for row in rows() if row.part not in asked.parts]
+    new: list[Row] = []
+    scratch = start_ray(16)
+    try:
+        for part in asked.parts:
+            for some in {"A": scheduler_only, "B": real_simulator, "C": all_real}[part](asked):
+                new += some
+                _write([*kept, *new])
+    finally:
+        stop_ray(scratch)
+    print(json.dumps({"program": "benchmarks.pipeline", "load": os.getloadavg(), "rows": len(new)}))  # noqa: T201
+
+
+def scheduler_only(asked: argparse.Namespace) -> Iterator[list[Row]]:
+    equal = [(ms, ms, 16) for ms in asked.ms]
+    uneven = [(20, 180, 16), (180, 20, 16)] if 100 in asked.ms else []
+    heavy = [(100, 100, 112)] if 100 in asked.ms else []
+    for env_ms, policy_ms, side in [*equal, *uneven, *heavy]:
+        chunks = CHUNKS.get(env_ms, 30)
+        env = {**SLEEPING, "seconds": env_ms / 1000, "max_steps": chunks, "side": side}
+        policy = SleepingPolicy(policy_ms / 1000)
+        yield _compared("A", "sleeps", env, policy, env_ms, policy_ms, chunks, asked.repeats, plain=True)
+
+
+def real_simulator(asked: argparse.Namespace) -> Iterator[list[Row]]:
+    """The policy sleeps as long as the simulator takes for all environments, or a quarter of that."""
+    for name, options in SIMULATORS.items():
+        env = {**options, "num_envs": NUM_ENVS, "max_steps": 20, "ends_on_success": False}
+        alone = OneProcess(Collector(env))
+        group = alone.player.env
+        group.reset(0)
+        still = torch.zeros(NUM_ENVS, 2, 7)
+        env_ms = _milliseconds(functools.partial(group.play, still))
+        alone.close()
+        for share in (1.0, 0.25):
+            policy = SleepingPolicy(share * env_ms / 1000, horizon=2)
+            yield _compared("B", name, env, policy, env_ms, share * env_ms, 10, asked.repeats)
+
+
+def all_real(asked: argparse.Namespace) -> Iterator[list[Row]]:
+    """The negative control: where both need the same cores there is little to hide."""
+    env = {**SIMULATORS["PushCube-v1"], "num_envs": NUM_ENVS, "max_steps": 20, "ends_on_success": False}
+    alone = OneProcess(Collector(env))
+    policy = TokenPolicy(alone.spec, FilmCNN, horizon=2, bins=32).eval()
+    group = alone.player.env
+    obs = group.reset(0)
+    env_ms = _milliseconds(functools.partial(group.play, torch.zeros(NUM_ENVS, 2, 7)))
+    with torch.no_grad():
+        policy_ms = _milliseconds(functools.partial(policy.act, obs))
+    alone.close()
+    yield _compared("C", "PushCube-v1", env, policy, env_ms, policy_ms, 10, asked.repeats)
+
+
+def _compared(
+    part: str,
+    name: str,
+    env: dict[str, Any],
+    policy: nn.Module,
+    env_ms: float,
+    policy_ms: float,
+    chunks: int,
+    repeats: int,
+    *,
+    plain: bool = False,
+) -> list[Row]:
+    with _served(env, policy) as arms:
+        if plain:
+            arms |= {("plain Ray", k): _plain(env, policy, k, chunks) for k in (1, 2)}
+        taken: dict[tuple[str, int], list[float]] = {arm: [] for arm in arms}
+        for turn in range(repeats + 1):
+            for arm, play in arms.items():
+                seconds = play()
+                if turn:  # the first is to warm up
+                    taken[arm].append(seconds)
+    told = []
+    shared = part == "C"
+    cores = (os.cpu_count() or 1) if part != "A" else NUM_ENVS
+    measured = Measured(_proportional(env_ms), _proportional(policy_ms), 0.0, cores, shared)
+    for (arm, k), seconds in taken.items():
+        median = statistics.median(seconds)
+        one = statistics.median(taken[arm, 1])
+        bound = measured.round(1, NUM_ENVS) / measured.round(k, NUM_ENVS)
+        least = chunks * measured.round(k, NUM_ENVS)
+        row = Row(
+            part,
+            name,
+            round(env_ms, 1),
+            round(policy_ms, 1),
+            NUM_ENVS * env.get("side", 64) ** 2 * 3,
+            arm,
+            k,
+            round(median, 3),
+            round(1000 * median / chunks, 2),
+            round(one / median, 3),
+            round(bound, 3),
+            round(least / median, 3),
+        )
+        sys.stderr.write(f"{row}\n")
+        told.append(row)
+    return told
+
+
+@contextmanager
+def _served(env: dict[str, Any], policy: nn.Module) -> Iterator[dict[tuple[str, int], Callable[[], float]]]:
+    """One group to four, all of them there from the beginning."""
+    fleets = {k: OneProcess(Served(env, plan=planned(NUM_ENVS, k, 1))) for k in (1, 2, 3, 4)}
+    try:
+        yield {("ours", k): functools.partial(_play, fleet, policy) for k, fleet in fleets.items()}
+    finally:
+        for fleet in fleets.values():
+            fleet.close()
+
+
+def _play(fleet: OneProcess, policy: nn.Module) -> float:
+    player = cast(Served, fleet.player)
+    player.pipeline.pace = Pace()
+    fleet.start(policy, 0).get()
+    return player.pipeline.pace.seconds
+
+
+def _plain(env: dict[str, Any], policy: nn.Module, groups: int, chunks: int) -> Callable[[], float]:
+    """What one writes with Ray alone: an actor per group, one for the policy, calls queued ahead, answers passed on."""
+
+    class Environments:
+        def __init__(self) -> None:
+            self.env = Sleeping(**{k: v for k, v in {**env, "num_envs": NUM_ENVS // groups}.items() if k != "_target_"})
+
+        def reset(self) -> Any:
+            return self.env.reset(0)
+
+        def step(self, action: Any) -> Any:
+            return self.env.step(action.commands[:, 0]).obs
+
+    class Decider:
+        def act(self, obs: Any) -> Any:
+            return policy.act(obs)  # type: ignore[operator]
+
+    members = [ray.remote(num_cpus=1)(Environments).remote() for _ in range(groups)]
+    decider = ray.remote(num_cpus=1)(Decider).remote()
+
+    def play() -> float:
+        seen = [x.reset.remote() for x in members]
+        ray.wait(seen, num_returns=len(seen))
+        begun = time.perf_counter()
+        for _ in range(chunks):
+            seen = [x.step.remote(decider.act.remote(obs)) for x, obs in zip(members, seen, strict=True)]
+        ray.get(seen)
+        return time.perf_counter() - begun
+
+    return play
+
+
+class Sleeping:
+    """Environments whose step takes `seconds` for NUM_ENVS of them, in which nothing happens."""
+
+    def __init__(self, num_envs: int, seconds: float, max_steps: int, side: int):
+        self.seconds = seconds * num_envs / NUM_ENVS
+        self.side = side
+        command = Command("ee_delta", 7, 0.05, 0.2)
+        self.spec = EnvSpec(num_envs, 20.0, max_steps, (), (("state", 8),), command)
+
+    def reset(self, seed: int) -> Observation:
+        time.sleep(self.seconds)
+        self.steps = 0
+        return self._obs()
+
+    def step(self, command: torch.Tensor) -> Step:
+        time.sleep(self.seconds)
+        self.steps += 1
+        never = torch.zeros(self.spec.num_envs, dtype=torch.bool)
+        return Step(
+            obs=self._obs(),
+            reward=torch.zeros(self.spec.num_envs),
+            success=never,
+            terminated=never,
+            truncated=~never if self.steps == self.spec.max_steps else never,
+            executed=command,
+            batch_size=[self.spec.num_envs],
+        )
+
+    def close(self) -> None: ...
+
+    def _obs(self) -> Observation:
+        n = self.spec.num_envs
+        pictures = TensorDict({"top": torch.zeros(n, self.side, self.side, 3, dtype=torch.uint8)}, [n])
+        return Observation(images=pictures, proprio=torch.zeros(n, 8), instruction=["wait"] * n, batch_size=[n])
+
+
+class SleepingPolicy(nn.Module):
+    """It takes `seconds` to decide for NUM_ENVS environments, in proportion for fewer."""
+
+    def __init__(self, seconds: float, horizon: int = 1):
+        super().__init__()
+        self.seconds, self.horizon = seconds, horizon
+
+    def act(self, obs: Observation) -> Action:
+        time.sleep(self.seconds * len(obs) / NUM_ENVS)
+        n = len(obs)
+        commands = torch.zeros(n, self.horizon, 7)
+        return Action(commands=commands, log_prob=torch.zeros(n, 0), latent=TensorDict({}, [n]), batch_size=[n])
+
+
+def rows() -> list[Row]:
+    if not TABLE.exists():
+        return []
+    with open(TABLE) as file:
+        return [Row(**{f.name: f.type(row[f.name]) for f in fields(Row)}) for row in csv.DictReader(file)]  # type: ignore[operator]
+
+
+def _write(table: list[Row]) -> None:
+    lines = [",".join(f.name for f in fields(Row)), *(",".join(map(str, asdict(row).values())) for row in table)]
+    write_atomically(TABLE, "\n".join(lines) + "\n")
+
+
+def _proportional(ms: float) -> dict[int, float]:
+    return {0: 0.0, NUM_ENVS: ms / 1000}
+
+
+def _milliseconds(run: Callable[[], Any]) -> float:
+    taken = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - begun)
+    return 1000 * statistics.median(taken)
+
+
+if __name__ == "__main__":
+    main()
