@@ -42,6 +42,10 @@ ALGORITHMS = {
     ),
     "grpo": (Gauss, lambda policy: GRPO(policy, group=2, keep=None, epochs=2, minibatch=16)),
     "ppo of a flow": (Flow, lambda policy: PPO(policy, critic, epochs=2, minibatch=16)),
+    "ppo of draws": (
+        Flow,
+        lambda policy: PPO(policy, critic, granularity="factor", chain_discount=0.9, chain_clip=0.1, minibatch=16),
+    ),
     "distill": (Tokens, lambda policy: Distill(policy, Teacher, epochs=2, minibatch=16)),
     "distill, exact": (Tokens, lambda policy: Distill(policy, Teacher, divergence="reverse_exact", minibatch=16)),
     "distill, replay": (

@@ -11,7 +11,7 @@ from vla.algorithms.descent import adamw, descend, device_of
 from vla.algorithms.losses import executed_factors
 from vla.algorithms.minibatches import decisions_of
 from vla.algorithms.rescoring import require_same_scores
-from vla.algorithms.surrogate import STILL, Surrogate, repeated
+from vla.algorithms.surrogate import STILL, Surrogate, drawn_by, repeated
 from vla.types import Metrics, Rollout, Stochastic
 
 
@@ -33,6 +33,8 @@ class GRPO:
         clip: float | Sequence[float] = (0.2, 0.28),
         dual_clip: float | None = None,
         granularity: str = "command",
+        chain_discount: float = 1.0,
+        chain_clip: float = 1.0,
         epochs: int = 1,
         minibatch: int = 256,
         max_kl: float | None = None,
@@ -47,7 +49,7 @@ class GRPO:
         if keep is not None and not 0 <= keep[0] <= keep[1] <= 1:
             raise ValueError(f"keep must be two growing shares of success, such as [0.1, 0.9], got {keep}")
         self.policy, self.group, self.kind, self.keep = policy, group, advantage, keep
-        self.surrogate = Surrogate(clip, dual_clip, granularity)
+        self.surrogate = Surrogate(clip, dual_clip, granularity, chain_discount, chain_clip, drawn_by(policy))
         self.epochs, self.minibatch, self.max_kl, self.max_grad_norm = epochs, minibatch, max_kl, max_grad_norm
         self.length_normalised = length_normalised
         self.optimizer = adamw(policy, lr=lr)

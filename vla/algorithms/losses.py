@@ -1,10 +1,14 @@
 """Losses of a batch of decisions, and what they are measured by: pure functions of log-probabilities."""
 
+import math
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vla.types import Rollout
+
+PerGroup = float | Float[Tensor, " groups"]  # the same for all, or one for each
 
 
 def masked_mean(x: Float[Tensor, "*batch"], mask: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
@@ -63,7 +67,7 @@ def clipped_loss(
     log_ratio: Float[Tensor, "batch groups"],
     advantage: Float[Tensor, "batch advantages"],
     mask: Bool[Tensor, "batch groups"],
-    clip: tuple[float, float],
+    clip: tuple[PerGroup, PerGroup],
     dual_clip: float | None = None,
 ) -> Float[Tensor, ""]:
     """The clipped surrogate of PPO (Schulman et al. 2017), one ratio per group, between 1 - low and 1 + high.
@@ -72,10 +76,21 @@ def clipped_loss(
     however much likelier it has become.
     """
     ratio, (low, high) = log_ratio.exp(), clip
-    gain = torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
+    gain = torch.minimum(ratio * advantage, ratio.clamp(min=1 - low).clamp(max=1 + high) * advantage)
     if dual_clip is not None:
         gain = torch.where(advantage < 0, gain.maximum(dual_clip * advantage), gain)
     return -masked_mean(gain, mask)
+
+
+def draw_discounts(draws: int, discount: float) -> Float[Tensor, " draws"]:
+    """What a chain's draws are worth, the first and noisiest first; 1 is the last one's (DPPO, Ren et al. 2024)."""
+    return discount ** torch.arange(draws - 1, -1, -1).float()
+
+
+def draw_clips(draws: int, first: float, rate: float = 3.0) -> Float[Tensor, " draws"]:
+    """How far the draws of a chain may go, growing exponentially from `first` to 1, the last one's (DPPO; its rate)."""
+    grown = torch.expm1(rate * torch.linspace(0, 1, draws)) / math.expm1(rate)
+    return first + (1 - first) * grown
 
 
 def value_loss(

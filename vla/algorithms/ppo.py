@@ -11,7 +11,7 @@ from vla.algorithms.descent import adamw, add_to, descend, device_of
 from vla.algorithms.losses import executed_factors, masked_mean, value_loss
 from vla.algorithms.minibatches import decisions_of, in_order
 from vla.algorithms.rescoring import require_same_scores
-from vla.algorithms.surrogate import STILL, Surrogate, repeated
+from vla.algorithms.surrogate import STILL, Surrogate, drawn_by, repeated
 from vla.types import Metrics, Observation, Rollout, Stochastic
 
 
@@ -36,6 +36,8 @@ class PPO:
         dual_clip: float | None = None,
         value_clip: float | None = None,
         granularity: str = "chunk",
+        chain_discount: float = 1.0,
+        chain_clip: float = 1.0,
         epochs: int = 4,
         minibatch: int = 256,
         max_kl: float | None = None,
@@ -46,7 +48,7 @@ class PPO:
         self.policy = policy
         self.critic = critic(policy)
         self.gamma, self.lam, self.value_clip = gamma, lam, value_clip
-        self.surrogate = Surrogate(clip, dual_clip, granularity)
+        self.surrogate = Surrogate(clip, dual_clip, granularity, chain_discount, chain_clip, drawn_by(policy))
         self.epochs, self.minibatch, self.max_kl = epochs, minibatch, max_kl
         self.value_coef, self.max_grad_norm = value_coef, max_grad_norm
         self.optimizer = adamw(policy, lr=lr)

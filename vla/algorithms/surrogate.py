@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vla.algorithms.losses import clipped_loss, masked_mean, regroup, sampled_kl
+from vla.algorithms.losses import PerGroup, clipped_loss, draw_clips, draw_discounts, masked_mean, regroup, sampled_kl
 from vla.algorithms.minibatches import shuffled
 from vla.types import Metrics, Rollout, Stochastic
 
@@ -19,11 +19,19 @@ STILL: Metrics = {"policy_loss": 0.0, "kl": 0.0, "clipped": 0.0}  # what a step 
 
 @dataclass(frozen=True)
 class Surrogate:
-    """One ratio per `granularity`, kept between 1 - clip and 1 + clip, or (low, high) apart."""
+    """One ratio per `granularity`, kept between 1 - clip and 1 + clip, or (low, high) apart.
+
+    Where a decision is a chain of `num_drawn` draws, each may be weighed by itself (DPPO, Ren et al. 2024): the last
+    has the whole advantage and the whole clip, every earlier one `chain_discount` times the advantage of the next, and
+    the first, noisiest one `chain_clip` times the clip, which grows exponentially.
+    """
 
     clip: float | Sequence[float] = 0.2
     dual_clip: float | None = None
     granularity: str = "chunk"
+    chain_discount: float = 1.0
+    chain_clip: float = 1.0
+    num_drawn: int = 1  # the factors are the numbers of a command's first draw, then of its second and so on
 
     def __post_init__(self) -> None:
         if self.granularity not in GRANULARITIES:
@@ -33,6 +41,26 @@ class Surrogate:
             raise ValueError(f"clip must be a number between 0 and 1, or two, low and high, got {self.clip}")
         if self.dual_clip is not None and self.dual_clip <= 1:
             raise ValueError(f"dual_clip must be above 1 (3, say), got {self.dual_clip}; null for none")
+        if not 0 <= self.chain_discount <= 1 or not 0 < self.chain_clip <= 1:
+            raise ValueError(
+                "chain_discount must be from 0 to 1 and chain_clip above 0 and up to 1 (1: off), got "
+                f"{self.chain_discount} and {self.chain_clip}"
+            )
+        if self.chained and self.granularity != "factor":
+            raise ValueError(
+                "chain_discount and chain_clip tell the draws of a chain apart, which a ratio per "
+                f"{self.granularity} sums: they need granularity 'factor'"
+            )
+        if self.chained and self.num_drawn < 2:
+            raise ValueError(
+                "chain_discount and chain_clip tell the draws of a chain apart, and this policy makes "
+                f"{self.num_drawn}: they need several (a flow chain=noise, a diffusion eta=1)"
+            )
+
+    @property
+    def chained(self) -> bool:
+        """Whether the draws of a chain differ in what they are worth or how far they may go."""
+        return self.chain_discount < 1 or self.chain_clip < 1
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -54,12 +82,29 @@ class Surrogate:
             if self.granularity == "chunk":
                 raise ValueError("an advantage per command needs a ratio per command or factor: set granularity")
             advantage = advantage.repeat_interleave(log_ratio.shape[-1] // advantage.shape[-1], -1)
-        loss = clipped_loss(log_ratio, advantage, counts, self.bounds, self.dual_clip)
+        worth, reach = self._per_factor(some)
+        low, high = (reach * x for x in self.bounds)
+        loss = clipped_loss(log_ratio, worth * advantage, counts, (low, high), self.dual_clip)
         with torch.no_grad():
-            ratio, (low, high) = log_ratio.exp(), self.bounds
+            ratio = log_ratio.exp()
             clipped = masked_mean(((ratio < 1 - low) | (ratio > 1 + high)).float(), counts)
             kl = sampled_kl(log_ratio, counts)
         return loss, {"policy_loss": loss.item(), "kl": kl.item(), "clipped": clipped.item()}
+
+    def _per_factor(self, some: Rollout) -> tuple[PerGroup, PerGroup]:
+        """What share of the advantage and of the clip each has."""
+        if not self.chained:
+            return 1.0, 1.0
+        shares = draw_discounts(self.num_drawn, self.chain_discount), draw_clips(self.num_drawn, self.chain_clip)
+        horizon, log_prob = some.action.commands.shape[-2], some.action.log_prob
+        numbers = log_prob.shape[-1] // (horizon * self.num_drawn)
+        discount, clip = (x.to(log_prob.device).repeat_interleave(numbers).repeat(horizon) for x in shares)
+        return discount, clip
+
+
+def drawn_by(policy: Stochastic) -> int:
+    """In how many draws, one from the other, this policy decides: 1 if it does not say."""
+    return getattr(policy, "num_drawn", 1)
 
 
 def repeated(
