@@ -117,6 +117,17 @@ def test_values_per_command_solve_the_task_from_nothing():
     assert success(policy) >= 0.8
 
 
+def test_episodes_of_weights_three_updates_old_solve_the_task_if_the_ratio_is_decoupled():
+    policy = GaussianPolicy(SPEC, StateMLP, 2)
+    algorithm = PPO(policy, critic, lr=3e-3, gamma=0.9, minibatch=128, decoupled=True)
+    env = PointEnv(num_envs=64)
+    waiting = [rollout(env, policy, seed=64 * i) for i in range(3)]
+    for i in range(20):
+        waiting.append(rollout(env, policy, seed=64 * (3 + i)))
+        algorithm.update(waiting.pop(0))
+    assert success(policy) >= 0.8
+
+
 CHAINS = {
     "flow, noise": (partial(SmallFlow, chain="noise"), {"lr": 1e-3, "max_kl": 0.05}),
     "flow, sde": (partial(SmallFlow, chain="sde", noise=1.0), {"lr": 1e-3, "max_kl": 0.1}),

@@ -21,6 +21,7 @@ class GRPO:
     The columns of a rollout are then those of the first time, of the second, and so on. `advantage` is one of `std`,
     `mean` and `leave_one_out`. Groups of which a share below or above `keep` of the episodes succeeded teach nothing
     and are left out (None: all count). With `length_normalised` every episode counts alike, however long it took.
+    Where older weights played, say `decoupled`.
     """
 
     def __init__(
@@ -41,6 +42,8 @@ class GRPO:
         max_grad_norm: float = 1.0,
         *,
         length_normalised: bool = True,
+        decoupled: bool = False,
+        max_weight: float = 2.0,
     ):
         if group < 2:
             raise ValueError(f"group must be at least 2, got {group}: an advantage is over the others of a group")
@@ -49,7 +52,9 @@ class GRPO:
         if keep is not None and not 0 <= keep[0] <= keep[1] <= 1:
             raise ValueError(f"keep must be two growing shares of success, such as [0.1, 0.9], got {keep}")
         self.policy, self.group, self.kind, self.keep = policy, group, advantage, keep
-        self.surrogate = Surrogate(clip, dual_clip, granularity, chain_discount, chain_clip, drawn_by(policy))
+        self.surrogate = Surrogate(
+            clip, dual_clip, granularity, chain_discount, chain_clip, drawn_by(policy), decoupled, max_weight
+        )
         self.epochs, self.minibatch, self.max_kl, self.max_grad_norm = epochs, minibatch, max_kl, max_grad_norm
         self.length_normalised = length_normalised
         self.optimizer = adamw(policy, lr=lr)
@@ -61,16 +66,20 @@ class GRPO:
         if rollout.shape[1] % self.group:
             raise ValueError(f"{rollout.shape[1]} episodes are not groups of {self.group}")
         if not self.scores_checked:
-            require_same_scores(self.policy, decisions_of(rollout), self.minibatch, self.device)
+            decisions = decisions_of(rollout)
+            if not self.surrogate.decoupled:
+                require_same_scores(self.policy, decisions, self.minibatch, self.device)
             self.scores_checked = True
         kept = self._kept(rollout)
         told: Metrics = {"kept": kept.float().mean().item()}
         if not kept.any():
             return {**told, **STILL, "grad_norm": 0.0, "epochs": 0}
         counted = rollout.valid & kept
-        decisions = rollout[counted]
-        columns = decisions, self._advantage(rollout, kept)[counted][:, None], executed_factors(decisions)
-        return {**told, **repeated(self._step, columns, self.epochs, self.minibatch, self.device, self.max_kl)}
+        decisions, advantage = rollout[counted], self._advantage(rollout, kept)[counted][:, None]
+        factors, where = executed_factors(decisions), (self.minibatch, self.device)
+        decisions, advantage, stale = self.surrogate.centred(self.policy, decisions, advantage, factors, *where)
+        columns = decisions, advantage, factors
+        return {**told, **stale, **repeated(self._step, columns, self.epochs, self.minibatch, self.device, self.max_kl)}
 
     def _kept(self, rollout: Rollout) -> Bool[Tensor, " env"]:
         """Whether an episode teaches; a group of which one was lost with its simulator is left out whole."""
@@ -91,7 +100,7 @@ class GRPO:
         return advantage.expand(rollout.shape)
 
     def _step(
-        self, some: Rollout, advantage: Float[Tensor, "batch 1"], factors: Bool[Tensor, "batch factors"]
+        self, some: Rollout, advantage: Float[Tensor, "batch advantages"], factors: Bool[Tensor, "batch factors"]
     ) -> Metrics:
         loss, told = self.surrogate(self.policy, some, advantage, factors)
         return {**told, "grad_norm": descend(self.optimizer, loss, self.max_grad_norm)}

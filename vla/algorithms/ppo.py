@@ -22,6 +22,8 @@ class PPO:
     is per command, so a chunk of n executed ones discounts by gamma^n; `lam` is per value. A ratio is formed per
     `factor`, `command` or `chunk`; `clip` is one number or two, low and high. With `max_kl` an update ends after the
     epoch that moved further than that from the policy that played. In the first `critic_only` updates the policy stays.
+    Where older weights played, say `decoupled`: an update then keeps near the policy as it began (values are not
+    corrected for that).
     """
 
     def __init__(
@@ -44,11 +46,16 @@ class PPO:
         critic_only: int = 0,
         value_coef: float = 0.5,
         max_grad_norm: float = 1.0,
+        *,
+        decoupled: bool = False,
+        max_weight: float = 2.0,
     ):
         self.policy = policy
         self.critic = critic(policy)
         self.gamma, self.lam, self.value_clip = gamma, lam, value_clip
-        self.surrogate = Surrogate(clip, dual_clip, granularity, chain_discount, chain_clip, drawn_by(policy))
+        self.surrogate = Surrogate(
+            clip, dual_clip, granularity, chain_discount, chain_clip, drawn_by(policy), decoupled, max_weight
+        )
         self.epochs, self.minibatch, self.max_kl = epochs, minibatch, max_kl
         self.value_coef, self.max_grad_norm = value_coef, max_grad_norm
         self.optimizer = adamw(policy, lr=lr)
@@ -60,18 +67,20 @@ class PPO:
 
     def update(self, rollout: Rollout) -> Metrics:
         decisions = decisions_of(rollout)
-        if not self.scores_checked:
+        if not (self.surrogate.decoupled or self.scores_checked):
             require_same_scores(self.policy, decisions, self.minibatch, self.device)
             self.scores_checked = True
         value, advantage, counts = self._judge(rollout)
         target = value + advantage
         better = torch.zeros_like(advantage)
         better[counts] = normalised(advantage[counts])
-        columns = decisions, better, value, target, counts, executed_factors(decisions)
+        factors, where = executed_factors(decisions), (self.minibatch, self.device)
+        decisions, better, stale = self.surrogate.centred(self.policy, decisions, better, factors, *where)
+        columns = decisions, better, value, target, counts, factors
         self.progress.updates += 1
         metrics = repeated(self._step, columns, self.epochs, self.minibatch, self.device, self.max_kl)
         unexplained = (target - value)[counts].var(correction=0) / target[counts].var(correction=0).clamp(min=1e-8)
-        return {**metrics, "explained_variance": 1 - unexplained.item()}
+        return {**metrics, **stale, "explained_variance": 1 - unexplained.item()}
 
     def _judge(
         self, rollout: Rollout
@@ -98,7 +107,7 @@ class PPO:
     def _step(
         self,
         some: Rollout,
-        advantage: Float[Tensor, "batch values"],
+        advantage: Float[Tensor, "batch advantages"],
         old: Float[Tensor, "batch values"],
         target: Float[Tensor, "batch values"],
         counts: Bool[Tensor, "batch values"],

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vla.algorithms.losses import PerGroup, clipped_loss, draw_clips, draw_discounts, masked_mean, regroup, sampled_kl
 from vla.algorithms.minibatches import shuffled
+from vla.algorithms.rescoring import rescored
 from vla.types import Metrics, Rollout, Stochastic
 
 GRANULARITIES = ("factor", "command", "chunk")
@@ -24,6 +25,10 @@ class Surrogate:
     Where a decision is a chain of `num_drawn` draws, each may be weighed by itself (DPPO, Ren et al. 2024): the last
     has the whole advantage and the whole clip, every earlier one `chain_discount` times the advantage of the next, and
     the first, noisiest one `chain_clip` times the clip, which grows exponentially.
+
+    Where older weights played, a `decoupled` one (Hilton et al. 2022) stays near the policy as it is when an update
+    begins, instead of the one that played, and weighs what each ratio is formed of by how much likelier it has become
+    in between, up to `max_weight`.
     """
 
     clip: float | Sequence[float] = 0.2
@@ -32,6 +37,8 @@ class Surrogate:
     chain_discount: float = 1.0
     chain_clip: float = 1.0
     num_drawn: int = 1  # the factors are the numbers of a command's first draw, then of its second and so on
+    decoupled: bool = False
+    max_weight: float = 2.0
 
     def __post_init__(self) -> None:
         if self.granularity not in GRANULARITIES:
@@ -56,6 +63,10 @@ class Surrogate:
                 "chain_discount and chain_clip tell the draws of a chain apart, and this policy makes "
                 f"{self.num_drawn}: they need several (a flow chain=noise, a diffusion eta=1)"
             )
+        if not self.max_weight >= 1:
+            raise ValueError(
+                f"max_weight must be at least 1, which is what fresh decisions have, got {self.max_weight}"
+            )
 
     @property
     def chained(self) -> bool:
@@ -72,16 +83,13 @@ class Surrogate:
         self,
         policy: Stochastic,
         some: Rollout,
-        advantage: Float[Tensor, "batch commands"],
+        advantage: Float[Tensor, "batch advantages"],
         counts: Bool[Tensor, "batch factors"],
     ) -> tuple[Float[Tensor, ""], Metrics]:
-        """The loss of some decisions, with one advantage each or one for each of their commands."""
+        """The loss of some decisions, with one advantage each, one for each of their commands or one per ratio."""
         difference = policy.log_prob(some.obs, some.action) - some.action.log_prob
         log_ratio, counts = regroup(difference, counts, self.granularity, some.action.commands.shape[-2])
-        if advantage.shape[-1] > 1:
-            if self.granularity == "chunk":
-                raise ValueError("an advantage per command needs a ratio per command or factor: set granularity")
-            advantage = advantage.repeat_interleave(log_ratio.shape[-1] // advantage.shape[-1], -1)
+        advantage = self._per_ratio(advantage, log_ratio.shape[-1])
         worth, reach = self._per_factor(some)
         low, high = (reach * x for x in self.bounds)
         loss = clipped_loss(log_ratio, worth * advantage, counts, (low, high), self.dual_clip)
@@ -90,6 +98,39 @@ class Surrogate:
             clipped = masked_mean(((ratio < 1 - low) | (ratio > 1 + high)).float(), counts)
             kl = sampled_kl(log_ratio, counts)
         return loss, {"policy_loss": loss.item(), "kl": kl.item(), "clipped": clipped.item()}
+
+    def centred(
+        self,
+        policy: Stochastic,
+        decisions: Rollout,
+        advantage: Float[Tensor, "batch advantages"],
+        counts: Bool[Tensor, "batch factors"],
+        minibatch: int,
+        device: torch.device,
+    ) -> tuple[Rollout, Float[Tensor, "batch weighed"], Metrics]:
+        """If `decoupled`, decisions as if this policy had made them, and advantages weighed by how likely that was.
+
+        Also how far it is from the policy that made them, and the share of weights that were cut.
+        """
+        if not self.decoupled:
+            return decisions, advantage, {}
+        scores = rescored(policy, decisions, minibatch, device)
+        difference = scores - decisions.action.log_prob
+        log_weight, counts = regroup(difference, counts, self.granularity, decisions.action.commands.shape[-2])
+        if not log_weight[counts].isfinite().all():
+            raise RuntimeError("decisions scored again have no finite probability: has the policy diverged?")
+        weight = log_weight.exp()
+        told = {
+            "staleness_kl": sampled_kl(log_weight, counts).item(),
+            "capped": masked_mean((weight > self.max_weight).float(), counts).item(),
+        }
+        decisions = decisions.replace(action=decisions.action.replace(log_prob=scores))
+        return decisions, self._per_ratio(advantage, weight.shape[-1]) * weight.clamp(max=self.max_weight), told
+
+    def _per_ratio(self, advantage: Float[Tensor, "batch advantages"], ratios: int) -> Float[Tensor, "batch ratios"]:
+        if advantage.shape[-1] > 1 and self.granularity == "chunk":
+            raise ValueError("an advantage per command needs a ratio per command or factor: set granularity")
+        return advantage.repeat_interleave(ratios // advantage.shape[-1], -1)
 
     def _per_factor(self, some: Rollout) -> tuple[PerGroup, PerGroup]:
         """What share of the advantage and of the clip each has."""
