@@ -66,6 +66,25 @@ def test_advantages_are_the_weighted_sum_of_errors_up_to_the_end_of_the_episode(
         assert (advantage[last:, env] == 0).all()
 
 
+@pytest.mark.parametrize(("gamma", "lam"), [(0.99, 0.95), (0.9, 0.0), (0.8, 1.0)])
+def test_advantages_are_those_of_stable_baselines(gamma, lam):
+    """Its buffer is filled with one whole episode at a time, half of them terminated and half out of time."""
+    from gymnasium.spaces import Box
+    from stable_baselines3.common.buffers import RolloutBuffer
+
+    rows, envs = 9, 8
+    length = torch.arange(1, rows)
+    valid = torch.arange(rows)[:, None] < length
+    terminated = (torch.arange(rows)[:, None] == length - 1) & (torch.arange(envs) % 2 == 0)
+    reward, value = torch.randn(2, rows, envs)
+    advantage = gae(reward, value, terminated, valid, torch.full_like(reward, gamma), lam)
+    for env, steps in enumerate(length.tolist()):
+        buffer = RolloutBuffer(steps, Box(-1, 1, (1,)), Box(-1, 1, (1,)), "cpu", gae_lambda=lam, gamma=gamma)
+        buffer.rewards[:, 0], buffer.values[:, 0] = reward[:steps, env].numpy(), value[:steps, env].numpy()
+        buffer.compute_returns_and_advantage(value[steps, env], terminated[steps - 1, env].numpy())
+        torch.testing.assert_close(advantage[:steps, env], torch.from_numpy(buffer.advantages[:, 0]))
+
+
 def test_normalised_advantages_have_mean_zero_and_deviation_one_and_keep_their_order():
     advantage = torch.tensor([1.0, 3.0, 5.0])
     torch.testing.assert_close(normalised(advantage), torch.tensor([-1.0, 0.0, 1.0]) * 1.5**0.5)
