@@ -2,6 +2,7 @@
 
 A, scheduler only: both stages sleep, as work on other devices would, `ms` milliseconds per chunk of all environments
 and in proportion for a part of them. B, a real simulator with a policy that sleeps. C, all real on the cores at hand.
+G, all real on one GPU, only if asked for: ManiSkill on it, or on the cores, and a transformer of random weights.
 All arms of a line take turns in one run; rows are medians, from when the first environments are ready. The bound is
 that of the model (`vla.pipeline.Measured`) with free messages. Rows go to `docs/pipeline.csv`.
 """
@@ -24,6 +25,7 @@ import ray
 import torch
 from tensordict import TensorDict
 from torch import nn
+from transformers import LlamaConfig, LlamaModel
 
 from policies.token import TokenPolicy
 from vla.collect import Collector, OneProcess
@@ -34,6 +36,7 @@ from vla.serving import Served, start_ray, stop_ray
 from vla.types import Action, Command, EnvSpec, Observation, Step
 
 TABLE = Path(__file__).parents[1] / "docs" / "pipeline.csv"
+VLAS = {"tiny": (128, 2), "0.5B": (1024, 30), "3B": (2560, 32), "7B": (4096, 32)}  # width and layers
 NUM_ENVS = 12  # divisible by 1, 2, 3 and 4
 CHUNKS = {5: 60, 20: 60, 100: 30, 300: 12}
 SLEEPING = {"_target_": "benchmarks.pipeline.Sleeping", "num_envs": NUM_ENVS}
@@ -61,9 +64,13 @@ class Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--parts", nargs="+", choices=["A", "B", "C"], default=["A", "B", "C"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["A", "B", "C"])
     parser.add_argument("--ms", type=int, nargs="+", default=[5, 20, 100, 300])
+    parser.add_argument("--more", action="store_true", help="part A also with uneven stages and large pictures")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--vla", choices=VLAS, default="3B", help="parameters of the policy of part G")
+    parser.add_argument("--envs", type=int, nargs="+", default=[48, 192], help="of part G, divisible by 12")
+    parser.add_argument("--device", default="cuda", help="of part G: cpu is only to try it")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     kept = [row for row in rows() if row.part not in asked.parts]
@@ -71,7 +78,7 @@ def main() -> None:
     scratch = start_ray(16)
     try:
         for part in asked.parts:
-            for some in {"A": scheduler_only, "B": real_simulator, "C": all_real}[part](asked):
+            for some in PARTS[part](asked):
                 new += some
                 _write([*kept, *new])
     finally:
@@ -81,8 +88,8 @@ def main() -> None:
 
 def scheduler_only(asked: argparse.Namespace) -> Iterator[list[Row]]:
     equal = [(ms, ms, 16) for ms in asked.ms]
-    uneven = [(20, 180, 16), (180, 20, 16)] if 100 in asked.ms else []
-    heavy = [(100, 100, 112)] if 100 in asked.ms else []
+    uneven = [(20, 180, 16), (180, 20, 16)] if asked.more else []
+    heavy = [(100, 100, 112)] if asked.more else []
     for env_ms, policy_ms, side in [*equal, *uneven, *heavy]:
         chunks = CHUNKS.get(env_ms, 30)
         env = {**SLEEPING, "seconds": env_ms / 1000, "max_steps": chunks, "side": side}
@@ -119,6 +126,24 @@ def all_real(asked: argparse.Namespace) -> Iterator[list[Row]]:
     yield _compared("C", "PushCube-v1", env, policy, env_ms, policy_ms, 10, asked.repeats)
 
 
+def on_a_gpu(asked: argparse.Namespace) -> Iterator[list[Row]]:
+    """Whether division pays where simulator and policy share a GPU, and where the simulator has the cores."""
+    policy = RandomVla(*VLAS[asked.vla]).to(asked.device, torch.bfloat16)
+    backends = ("cpu",) if asked.device == "cpu" else ("gpu", "cpu")
+    for backend, num_envs in ((b, n) for b in backends for n in asked.envs):
+        workers = {"workers": max(1, (os.cpu_count() or 1) // 4)} if backend == "cpu" else {}
+        env = {**SIMULATORS["PushCube-v1"], **workers, "backend": backend, "num_envs": num_envs}
+        env |= {"max_steps": 24, "ends_on_success": False}
+        alone = OneProcess(Collector(env))
+        obs = alone.player.env.reset(0)
+        env_ms = _milliseconds(functools.partial(alone.player.env.play, torch.zeros(num_envs, 8, 7)))
+        alone.close()
+        with torch.no_grad():
+            policy_ms = _milliseconds(functools.partial(policy.act, obs.to(asked.device)))
+        told = f"PushCube-v1 on {backend}, {num_envs} copies, {asked.vla}"
+        yield _compared("G", told, env, policy, env_ms, policy_ms, 3, asked.repeats)
+
+
 def _compared(
     part: str,
     name: str,
@@ -131,6 +156,7 @@ def _compared(
     *,
     plain: bool = False,
 ) -> list[Row]:
+    num_envs = env["num_envs"]
     with _served(env, policy) as arms:
         if plain:
             arms |= {("plain Ray", k): _plain(env, policy, k, chunks) for k in (1, 2)}
@@ -142,19 +168,20 @@ def _compared(
                     taken[arm].append(seconds)
     told = []
     shared = part == "C"
-    cores = (os.cpu_count() or 1) if part != "A" else NUM_ENVS
-    measured = Measured(_proportional(env_ms), _proportional(policy_ms), 0.0, cores, shared)
+    cores = (os.cpu_count() or 1) if part != "A" else num_envs
+    times = [{0: 0.0, num_envs: ms / 1000} for ms in (env_ms, policy_ms)]
+    measured = Measured(*times, 0.0, cores, shared)
     for (arm, k), seconds in taken.items():
         median = statistics.median(seconds)
         one = statistics.median(taken[arm, 1])
-        bound = measured.round(1, NUM_ENVS) / measured.round(k, NUM_ENVS)
-        least = chunks * measured.round(k, NUM_ENVS)
+        bound = measured.round(1, num_envs) / measured.round(k, num_envs)
+        least = chunks * measured.round(k, num_envs)
         row = Row(
             part,
             name,
             round(env_ms, 1),
             round(policy_ms, 1),
-            NUM_ENVS * env.get("side", 64) ** 2 * 3,
+            env["num_envs"] * (env.get("side") or env["image_size"]) ** 2 * 3,
             arm,
             k,
             round(median, 3),
@@ -171,7 +198,8 @@ def _compared(
 @contextmanager
 def _served(env: dict[str, Any], policy: nn.Module) -> Iterator[dict[tuple[str, int], Callable[[], float]]]:
     """One group to four, all of them there from the beginning."""
-    fleets = {k: OneProcess(Served(env, plan=planned(NUM_ENVS, k, 1))) for k in (1, 2, 3, 4)}
+    device = str(next(policy.parameters(), torch.zeros(0)).device.type)
+    fleets = {k: OneProcess(Served(env, device, plan=planned(env["num_envs"], k, 1))) for k in (1, 2, 3, 4)}
     try:
         yield {("ours", k): functools.partial(_play, fleet, policy) for k, fleet in fleets.items()}
     finally:
@@ -268,6 +296,37 @@ class SleepingPolicy(nn.Module):
         return Action(commands=commands, log_prob=torch.zeros(n, 0), latent=TensorDict({}, [n]), batch_size=[n])
 
 
+class RandomVla(nn.Module):
+    """What a vision-language-action model of this size takes to decide (as OpenVLA-OFT does, all numbers at once).
+
+    A picture in patches of 14 pixels, 32 words and a place for each number, through a decoder of random weights.
+    """
+
+    def __init__(self, width: int, layers: int, horizon: int = 8):
+        super().__init__()
+        heads = width // 128 or 1
+        config = LlamaConfig(
+            vocab_size=512,
+            hidden_size=width,
+            intermediate_size=round(2.7 * width),
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+        )
+        self.model, self.horizon = LlamaModel(config), horizon
+        self.eye = nn.Conv2d(3, width, 14, 14)
+        self.words = nn.Parameter(0.02 * torch.randn(1, 32 + 7 * horizon, width))
+        self.head = nn.Linear(width, 1)
+
+    def act(self, obs: Observation) -> Action:
+        picture = next(iter(obs.images.values())).permute(0, 3, 1, 2).to(self.words)
+        seen = self.eye(nn.functional.interpolate(picture / 255, (224, 224))).flatten(2).transpose(1, 2)
+        said = torch.cat([seen, self.words.expand(len(seen), -1, -1)], 1)
+        numbers = self.head(self.model(inputs_embeds=said, use_cache=False).last_hidden_state[:, -7 * self.horizon :])
+        commands = 0.01 * numbers.float().tanh().view(-1, self.horizon, 7)
+        none = commands.new_zeros(len(commands), 0)
+        return Action(commands=commands, log_prob=none, latent=TensorDict({}, [len(none)]), batch_size=[len(none)])
+
+
 def rows() -> list[Row]:
     if not TABLE.exists():
         return []
@@ -280,10 +339,6 @@ def _write(table: list[Row]) -> None:
     write_atomically(TABLE, "\n".join(lines) + "\n")
 
 
-def _proportional(ms: float) -> dict[int, float]:
-    return {0: 0.0, NUM_ENVS: ms / 1000}
-
-
 def _milliseconds(run: Callable[[], Any]) -> float:
     taken = []
     for _ in range(5):
@@ -292,6 +347,8 @@ def _milliseconds(run: Callable[[], Any]) -> float:
         taken.append(time.perf_counter() - begun)
     return 1000 * statistics.median(taken)
 
+
+PARTS = {"A": scheduler_only, "B": real_simulator, "C": all_real, "G": on_a_gpu}
 
 if __name__ == "__main__":
     main()

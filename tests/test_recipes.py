@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import random
 import re
 import signal
 import subprocess
@@ -174,6 +175,31 @@ def test_online_killed_and_resumed_equals_one_that_was_not(trained, tmp_path):
     assert_same_weights_and_metrics(tmp_path / "whole", tmp_path / "cut")
     again = json.loads((tmp_path / "cut" / "summary.json").read_text())
     assert again["test"] == summary["test"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_online_killed_at_twenty_random_moments_ends_as_if_it_never_was(trained, tmp_path):
+    """In a process of its own, which takes a while to start: some kills come before the first update."""
+    arguments = [*online_arguments(trained, tmp_path / "cut"), "steps=60", "save_every=1", "test_every=20"]
+    source, kills = random.Random(0), 0
+    while kills < 20:
+        begun = (tmp_path / "cut" / "config.yaml").exists()
+        again = [f"resume={tmp_path / 'cut'}"] if begun else arguments
+        process = subprocess.Popen([sys.executable, "-m", "vla.recipes.online", *again], stdout=subprocess.DEVNULL)
+        try:
+            process.wait(source.uniform(5, 25))
+        except subprocess.TimeoutExpired:
+            process.kill()
+        kills += process.wait() == -signal.SIGKILL
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL
+    if process.returncode != 0:
+        run_program("vla.recipes.online", f"resume={tmp_path / 'cut'}")
+    whole = [*online_arguments(trained, tmp_path / "whole"), "steps=60", "save_every=1", "test_every=20"]
+    run_program("vla.recipes.online", *whole)
+    assert_same_weights_and_metrics(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_online_reports_rates_over_time_with_their_intervals(trained, tmp_path):

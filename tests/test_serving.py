@@ -166,3 +166,27 @@ def _alive(pid):
     except ProcessLookupError:
         return False
     return True
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_memory_does_not_grow_over_a_thousand_collections(policy, address):
+    """Of this process, which serves, and of one with environments: after a hundred, no more than 30 MB."""
+    env = {**ENV, "max_steps": 2}
+    with Collectors(env, address=address, workers=2, servers=1) as fleet:
+        server = ray.get(fleet.members[0].pid.remote())
+        used = []
+        for i in range(1000):
+            fleet.start(policy, i).get()
+            fleet.pace()
+            if i in (100, 999):
+                used.append([_megabytes(pid) for pid in (os.getpid(), server)])
+        store = ray.cluster_resources()["object_store_memory"] - ray.available_resources()["object_store_memory"]
+    for before, after in zip(*used, strict=True):
+        assert after - before < 30
+    assert store < 50e6
+
+
+def _megabytes(pid):
+    with open(f"/proc/{pid}/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6

@@ -23,8 +23,10 @@ class Collectors:
     """`env.num_envs` environments in `workers` Ray processes, the policy in all of them or in so many `servers`.
 
     Episodes are numbered through all processes and chance belongs to the episode, so what is played does not depend on
-    how many processes play. One that dies, or plays for longer than `timeout` seconds, is
-    replaced and its episodes, the same ones, are played again; after TRIES losses in a row a RuntimeError says why.
+    how many processes play. One that dies, or takes longer than `timeout` seconds for a chunk (of a server's
+    environments) or for its episodes (all others), is replaced and its episodes, the same ones, are played again; after
+    TRIES losses in a row a RuntimeError says why.
+
     Without an `address` this fleet has a Ray of its own: runs on one machine do not meet. Raises ValueError if the
     environments cannot be spread evenly.
     """
@@ -38,14 +40,14 @@ class Collectors:
         gpus: int | float = 0,
         batch: int | None = None,
         deadline: int | float = 0.0,
-        timeout: int | float = 1800.0,
+        timeout: int | float = 600.0,
         address: str | None = None,
         patience: int | float = 60.0,
     ):
         self.plan = planned(int(env["num_envs"]), workers, servers)
-        self.env, self.gpus, self.timeout = env, gpus, timeout
+        self.env, self.gpus, self.waits = env, gpus, {"deadline": deadline, "timeout": timeout}
+        self.timeout = 10 * timeout if servers else timeout  # a server looks after its environments itself
         self.how = {"device": "cuda" if gpus else "cpu", "batch": batch}
-        self.deadline = deadline
         self.whole: Any = None  # the policy, once there is one
         self.scratch = start_ray(self.plan.cpus, address)
         try:
@@ -74,7 +76,7 @@ class Collectors:
             return
         ray.kill(lost)
         self.members[member] = self._make(member)
-        wait([self.members[member].open.remote(), self.members[member].load.remote(self.whole)], self.timeout)
+        wait([self.members[member].open.remote(), self.members[member].load.remote(self.whole)])
 
     def pace(self) -> Metrics:
         told = wait([x.pace.remote() for x in self.members])
@@ -98,7 +100,7 @@ class Collectors:
             remote: Any = ray.remote(num_cpus=1, num_gpus=self.gpus, scheduling_strategy=where)(Collector)
             return remote.remote(env, **self.how)
         remote = ray.remote(num_cpus=1, num_gpus=self.gpus, scheduling_strategy=where)(Served)
-        return remote.remote(env, **self.how, plan=self.plan, deadline=self.deadline)
+        return remote.remote(env, **self.how, plan=self.plan, **self.waits)
 
 
 def _reserved(plan: Plan, gpus: int | float, patience: int | float) -> PlacementGroup:

@@ -20,6 +20,7 @@ from vla.pipeline import Lost, Measured, Pace, Pipeline, Plan, best_number, cand
 from vla.rollout import UnderWay
 from vla.types import Action, EnvSpec, Metrics, Observation, Rollout, Seeded, Step
 
+SEEN = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # simulators may draw, or run, on a GPU that they do not reserve
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[1]
 
@@ -60,7 +61,7 @@ class Served:
             if best > 1:
                 self.groups.close()
                 self._divide(best)
-        self.told["pipeline/groups"] = len(self.groups.sizes)
+        self.told["pipeline/groups"] = float(len(self.groups.sizes))
 
     def collect(self, weights: Mapping[str, Tensor], seed: int, *, greedy: bool = False, draw: int = 0) -> Rollout:
         self.own.update(weights)
@@ -131,7 +132,7 @@ class RayGroups:
         ray.kill(self.members[group])
         self.members[group] = self._make(self.sizes[group])
         self._ask(group, None)
-        wait([self.members[group].open.remote()], self.timeout)
+        wait([self.members[group].open.remote()])
 
     def first_observation(self) -> Observation:
         """What the first group sees at the beginning of some episode."""
@@ -179,7 +180,7 @@ def start_ray(cpus: int, address: str | None = None, attempts: int = 4) -> Path 
     common: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,
-        "runtime_env": {"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}},
+        "runtime_env": {"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", **SEEN}},
     }
     if address is not None:
         ray.init(address=address, **common)
