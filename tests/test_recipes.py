@@ -1,5 +1,6 @@
 """The programs as a user starts them: what they print, write and refuse, and that they go on where they were killed."""
 
+import contextlib
 import csv
 import json
 import math
@@ -239,6 +240,36 @@ def test_online_learns_the_same_wherever_it_plays(trained, tmp_path):
     assert here == [{k: x for k, x in row.items() if "pipeline" not in k} for row in there]
     one, two = (load_policy(tmp_path / x).state_dict() for x in ("here", "served"))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_is_ended_leaves_no_process_behind(how, trained, tmp_path):
+    mark = f"ended-by-{how.name}-in-{tmp_path.name}"
+    served = ["placement=served", "workers=2", "servers=1", "steps=100000", "test_every=0", "save_every=1000"]
+    command = [sys.executable, "-m", "vla.recipes.online", *online_arguments(trained, tmp_path / "run"), *served]
+    process = subprocess.Popen(command, env={**os.environ, "MARK": mark}, stderr=subprocess.PIPE, text=True)
+    while len(read_metrics(tmp_path / "run")) < 2:
+        assert process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(how)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode in (130, 143, -how)
+    if how == signal.SIGINT:
+        assert said.strip().splitlines()[-1] == "online: interrupted"
+    deadline = time.monotonic() + 30
+    while alive(mark) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not alive(mark)
+
+
+def alive(mark: str) -> list[int]:
+    """Processes that were started with this in their environment."""
+    there = []
+    for place in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in place.read_bytes():
+                there.append(int(place.parent.name))
+    return there
 
 
 def test_online_may_play_ahead_with_weights_one_update_old(trained, tmp_path):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vla.evaluation import OnDevice
 from vla.messages import packed, unpacked
 from vla.rollout import Greedy, execute, rollout
-from vla.types import Actor, EnvSpec, LazyEnv, Metrics, Rollout
+from vla.types import Actor, EnvSpec, LazyEnv, Metrics, Rollout, Seeded
 
 
 @runtime_checkable
@@ -96,9 +96,11 @@ class OwnPolicy:
             raise ValueError(f"weights that the policy does not have: {', '.join(unknown)}")
 
     def actor(self, *, greedy: bool) -> Actor:
-        """The policy as an actor with a memory of its own, where it has one."""
-        weights = [*self.policy.parameters(), *self.policy.buffers()]
-        own = cast(Actor, copy.deepcopy(self.policy, {id(x): x for x in weights}))
+        """The policy as an actor, with a memory of its own where it has one; weights are shared."""
+        own = cast(Actor, self.policy)
+        if isinstance(own, Seeded):
+            weights = [*self.policy.parameters(), *self.policy.buffers()]
+            own = copy.deepcopy(own, {id(x): x for x in weights})
         actor = cast(Actor, Greedy(own)) if greedy else own
         return actor if self.device.type == "cpu" else OnDevice(actor, self.device)
 

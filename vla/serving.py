@@ -50,7 +50,12 @@ class Served:
     def open(self) -> EnvSpec:
         if not ray.is_initialized():
             self.scratch = start_ray(self.plan.groups)
-        self._divide(1 if self.plan.chosen else self.plan.groups)
+        try:
+            self._divide(1 if self.plan.chosen else self.plan.groups)
+        except BaseException:
+            if self.scratch is not None:
+                stop_ray(self.scratch)
+            raise
         return replace(self.groups.spec, num_envs=self.num_envs)
 
     def load(self, policy: nn.Module) -> None:
