@@ -178,4 +178,4 @@ def moved(obs: Observation, shift: int) -> None:
 
 def _needed(decisions: Rollout) -> Rollout:
     """Without what only the teacher was allowed to see, and without what never differs."""
-    return decisions.replace(obs=decisions.obs.replace(privileged=None), failed=None)
+    return decisions.replace(obs=decisions.obs.replace(privileged=None), failed=None, version=None)
