@@ -6,6 +6,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_
 
+from vla.algorithms.together import average_gradients
+
 
 def adamw(*modules: object, lr: float, weight_decay: float = 0.0) -> torch.optim.AdamW:
     """AdamW over every parameter that is not frozen, each once; ValueError if there is none."""
@@ -25,9 +27,10 @@ def add_to(optimizer: torch.optim.Optimizer, module: nn.Module, *, lr: float) ->
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Float[Tensor, ""], max_grad_norm: float) -> float:
-    """One step down `loss`; return the norm of the gradient before it was clipped."""
+    """One step down `loss`, or the mean of all processes' losses; return its gradient's norm before it was clipped."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    average_gradients(optimizer)
     return step(optimizer, max_grad_norm)
 
 

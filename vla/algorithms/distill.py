@@ -17,6 +17,7 @@ from vla.algorithms.descent import adamw, descend, device_of
 from vla.algorithms.losses import executed_factors, importance_loss, kl, masked_mean
 from vla.algorithms.minibatches import decisions_of, in_order, shuffled
 from vla.algorithms.rescoring import require_same_scores
+from vla.algorithms.together import average
 from vla.data.chunks import shifted
 from vla.types import Metrics, Observation, Rollout, Stochastic
 
@@ -96,12 +97,13 @@ class Distill:
         self.memory.add(Graded(_needed(decisions), self._graded(decisions), counts, batch_size=decisions.batch_size))
         metrics = defaultdict(list)
         for _ in range(self.epochs):
-            for (some,) in shuffled(self.minibatch, self.device, self.memory.draw(len(decisions))):
-                for name, x in self._step(some).items():
+            some = self.memory.draw(len(decisions))
+            for part, offset in shuffled(self.minibatch, self.device, some, self._offsets(len(some))):
+                for name, x in self._step(part, offset).items():
                     metrics[name].append(x)
         return {
             "student_log_prob": masked_mean(decisions.action.log_prob, counts).item(),
-            **{name: sum(xs) / len(xs) for name, xs in metrics.items()},
+            **{name: average(sum(xs) / len(xs)) for name, xs in metrics.items()},
         }
 
     @torch.no_grad()
@@ -109,9 +111,14 @@ class Distill:
         """The teacher sees what the student saw and chose, once and after the fact; it never acts."""
         return torch.cat([self.grade(some).cpu() for some in in_order(self.minibatch, self.device, decisions)])
 
-    def _step(self, some: "Graded") -> Metrics:
+    def _offsets(self, count: int) -> Int[Tensor, "batch 2"]:
+        """How far pictures move; drawn for all rows at once, so that several processes draw alike."""
+        shift = self.shift
+        return torch.randint(-shift, shift + 1, (count, 2)) if shift else torch.zeros(count, 2, dtype=torch.long)
+
+    def _step(self, some: "Graded", offset: Int[Tensor, "batch 2"]) -> Metrics:
         if self.shift:
-            moved(some.decisions.obs, self.shift)
+            move(some.decisions.obs, offset)
         loss, divergence = self.loss(some.decisions, some.grades, some.counts)
         grad_norm = descend(self.optimizer, loss, self.max_grad_norm)
         return {"distill_loss": loss.item(), "reverse_kl": divergence.item(), "grad_norm": grad_norm}
@@ -169,9 +176,8 @@ class Memory:
         self.kept = [Graded.from_dict(x, batch_size=[len(x["grades"])]) for x in state["kept"]]
 
 
-def moved(obs: Observation, shift: int) -> None:
-    """Move the pictures by up to `shift` pixels, each observation's alike."""
-    offset = torch.randint(-shift, shift + 1, (len(obs), 2))
+def move(obs: Observation, offset: Int[Tensor, "batch 2"]) -> None:
+    """Move the pictures by so many pixels, each observation's alike."""
     for name, pictures in obs.images.items():
         obs.images[name] = shifted(cast(Tensor, pictures), offset.to(pictures.device))
 

@@ -6,14 +6,19 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from vla.algorithms.together import rank_and_count, total
 from vla.types import Rollout
 
 PerGroup = float | Float[Tensor, " groups"]  # the same for all, or one for each
 
 
 def masked_mean(x: Float[Tensor, "*batch"], mask: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
-    """The mean where `mask` is True, 0 if nowhere; what is masked may be anything, even nan, and gets no gradient."""
-    return torch.where(mask, x, 0).sum() / mask.sum().clamp(min=1)
+    """The mean where `mask` is True, 0 if nowhere; what is masked may be anything, even nan, and gets no gradient.
+
+    In several processes, all of which must call it, it is what averaged over them gives the mean over all their rows.
+    """
+    _, processes = rank_and_count()
+    return torch.where(mask, x, 0).sum() * processes / total(mask.sum()).clamp(min=1)
 
 
 def unpadded_mean(

@@ -8,6 +8,7 @@ import torch
 from tensordict import TensorClass
 from torch import Tensor
 
+from vla.algorithms.together import rank_and_count
 from vla.types import Rollout
 
 
@@ -22,10 +23,15 @@ def decisions_of(rollout: Rollout) -> Rollout:
 
 
 def shuffled(size: int, device: torch.device, *columns: Tensor | TensorClass) -> Iterator[tuple]:
-    """All rows once, in a fresh order from torch's global generator, about `size` at a time and evenly."""
-    num_rows = len(columns[0])
+    """All rows once, in a fresh order from torch's global generator, about `size` at a time and evenly.
+
+    Several processes, in the same random state, get a part of each portion; all of it where there is not a row for
+    each, which comes to the same in means and averaged gradients.
+    """
+    num_rows, (rank, processes) = len(columns[0]), rank_and_count()
     for rows in torch.randperm(num_rows).tensor_split(math.ceil(num_rows / size)):
-        yield tuple(_placed(column[rows], device) for column in columns)
+        mine = rows[rank::processes] if len(rows) >= processes else rows
+        yield tuple(_placed(column[mine], device) for column in columns)
 
 
 def in_order(size: int, device: torch.device, rows: Any) -> Iterator[Any]:

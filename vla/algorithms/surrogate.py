@@ -12,6 +12,7 @@ from torch import Tensor
 from vla.algorithms.losses import PerGroup, clipped_loss, draw_clips, draw_discounts, masked_mean, regroup, sampled_kl
 from vla.algorithms.minibatches import shuffled
 from vla.algorithms.rescoring import rescored
+from vla.algorithms.together import average
 from vla.types import Metrics, Rollout, Stochastic
 
 GRANULARITIES = ("factor", "command", "chunk")
@@ -161,7 +162,7 @@ def repeated(
     for _ in range(epochs):
         steps = [step(*some) for some in shuffled(minibatch, device, *columns)]
         for name in steps[0]:
-            metrics[name].append(sum(told[name] for told in steps) / len(steps))
+            metrics[name].append(average(sum(told[name] for told in steps) / len(steps)))
         if max_kl is not None and metrics["kl"][-1] > max_kl:
             break
     return {**{name: sum(xs) / len(xs) for name, xs in metrics.items()}, "epochs": len(metrics["kl"])}

@@ -9,6 +9,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from vla.algorithms.together import alike, from_first, together
 from vla.checkpoint import Policy, initial_policy, policy_config
 from vla.cluster import Collectors
 from vla.collect import Collector, Fleet, OneProcess
@@ -16,10 +17,10 @@ from vla.evaluation import Episode, outcomes, summarise
 from vla.pipeline import planned
 from vla.program import Figures, program
 from vla.rollout import TEST_SEEDS, complete, join
-from vla.run import Run, read_metrics
+from vla.run import Run, find_device, read_metrics
 from vla.serving import Served
 from vla.statistics import rate
-from vla.types import Algorithm, Metrics, RewardModel, Rollout
+from vla.types import Algorithm, EnvSpec, Metrics, RewardModel, Rollout
 from vla.video import save_film
 
 PLACEMENTS = ("colocated", "served", "hybrid")
@@ -31,37 +32,60 @@ def online(cfg: DictConfig) -> Figures:
     if cfg.init is not None:
         with open_dict(cfg):
             cfg.policy = OmegaConf.create(policy_config(cfg.init, cfg.init_with))
+    if cfg.sharded:
+        raise ValueError(
+            "sharded=true is for supervised fine-tuning: what plays needs all weights, use processes alone"
+        )
     run = Run(cfg, "online")
     seeds = training_seeds(cfg)
     with closing(_fleet(cfg, run)) as fleet:
         hz = fleet.spec.control_hz
-        policy, config = initial_policy(cfg.policy, cfg.init, fleet.spec, cfg.init_with)
-        policy.to(run.device)
-        algorithm: Algorithm = instantiate(cfg.algorithm, _partial_=True)(policy=policy)
+        policy, config, algorithm = _learner(cfg, fleet.spec, run.device)
         reward_model = instantiate(cfg.reward)
-        first = run.restore(algorithm.parts)
-        if first == 0 and cfg.test_every:
-            run.log(0, summarise(test(fleet, policy, run, 0, cfg), "test"))
-        begin = functools.partial(Played, fleet, policy, seeds, getattr(algorithm, "group", 1))
-        ahead = None
-        for step in run.loop(first):
-            played = ahead or begin(step, version=step - 1)
-            episodes, lost = played.get()
-            metrics: Metrics = fleet.pace()
-            if cfg.overlap and step < cfg.steps:  # with the weights of before this update
-                ahead = begin(step + 1, version=step - 1)
-            episodes = rewarded(episodes, reward_model)
-            metrics |= {**summarise(outcomes(episodes, played.seed, hz), "train"), **algorithm.update(episodes)}
-            metrics |= {"train/lost": float(lost)} if lost else {}
-            metrics |= {"train/staleness": step - 1.0 - played.version} if cfg.overlap else {}
-            if run.due(step, cfg.test_every):
-                metrics |= summarise(test(fleet, policy, run, step, cfg), "test")
-            run.log(step, metrics)
-            run.show(**{name: x for name, x in metrics.items() if name.endswith("/success")})
-            if run.due(step, cfg.save_every):
-                run.save(step, algorithm.parts, config)
+        with together(cfg.processes, _help, cfg):
+            first = run.restore(algorithm.parts)
+            from_first((fleet.spec, first))
+            alike(algorithm.parts)
+            if first == 0 and cfg.test_every:
+                run.log(0, summarise(test(fleet, policy, run, 0, cfg), "test"))
+            begin = functools.partial(Played, fleet, policy, seeds, getattr(algorithm, "group", 1))
+            ahead = None
+            for step in run.loop(first):
+                played = ahead or begin(step, version=step - 1)
+                episodes, lost = played.get()
+                metrics: Metrics = fleet.pace()
+                if cfg.overlap and step < cfg.steps:  # with the weights of before this update
+                    ahead = begin(step + 1, version=step - 1)
+                episodes = rewarded(episodes, reward_model)
+                from_first((episodes, torch.get_rng_state()))
+                metrics |= {**summarise(outcomes(episodes, played.seed, hz), "train"), **algorithm.update(episodes)}
+                metrics |= {"train/lost": float(lost)} if lost else {}
+                metrics |= {"train/staleness": step - 1.0 - played.version} if cfg.overlap else {}
+                if run.due(step, cfg.test_every):
+                    metrics |= summarise(test(fleet, policy, run, step, cfg), "test")
+                run.log(step, metrics)
+                run.show(**{name: x for name, x in metrics.items() if name.endswith("/success")})
+                if run.due(step, cfg.save_every):
+                    run.save(step, algorithm.parts, config)
     run.close()
     return _figures(run)
+
+
+def _learner(cfg: DictConfig, spec: EnvSpec, device: torch.device) -> tuple[Policy, dict[str, Any], Algorithm]:
+    policy, config = initial_policy(cfg.policy, cfg.init, spec, cfg.init_with)
+    policy.to(device)
+    return policy, config, instantiate(cfg.algorithm, _partial_=True)(policy=policy)
+
+
+def _help(cfg: DictConfig) -> None:
+    """What the other processes do: the same updates with the same episodes, of which only the first one knows more."""
+    spec, first = from_first(None)
+    _, _, algorithm = _learner(cfg, spec, find_device(cfg.device))
+    alike(algorithm.parts)
+    for _ in range(first, cfg.steps):
+        episodes, chance = from_first(None)
+        torch.set_rng_state(chance)
+        algorithm.update(episodes)
 
 
 class Played:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from vla.algorithms.memory import free_bytes, training_bytes
 from vla.algorithms.sft import SFT
-from vla.algorithms.together import from_first, rank_and_count, together
+from vla.algorithms.together import alike, from_first, rank_and_count, together
 from vla.checkpoint import Policy, initial_policy
 from vla.data.chunks import ChunkBatch, Chunks, Mixture, chunks_at, last_frames, statistics
 from vla.data.frames import Frames, load_frames, require_no_test_episodes
@@ -43,7 +43,8 @@ def sft(cfg: DictConfig) -> Figures:
     with env_of as env, together(cfg.processes, _help, cfg):
         if env is not None:
             require_agreement(work.policy.spec, env.spec)
-        from_first((first, {name: part.state_dict() for name, part in work.parts.items()}))
+        from_first(first)
+        alike(work.parts)
         if cfg.sharded:
             work.algorithm.shard()
         for step in run.loop(first):
@@ -101,9 +102,8 @@ def _help(cfg: DictConfig) -> None:
     """What the other processes do: the same steps from the same state, without a directory."""
     rank, _ = rank_and_count()
     work = Work(cfg, find_device(cfg.device))
-    first, state = from_first(None)
-    for name, part in work.parts.items():
-        part.load_state_dict(state[name])
+    first = from_first(None)
+    alike(work.parts)
     if cfg.sharded:
         work.algorithm.shard()
     torch.manual_seed(cfg.seed + rank)  # noise is to differ
