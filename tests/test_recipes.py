@@ -242,7 +242,7 @@ def test_online_learns_the_same_wherever_it_plays(trained, tmp_path):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_is_ended_leaves_no_process_behind(how, trained, tmp_path):
     mark = f"ended-by-{how.name}-in-{tmp_path.name}"
     served = ["placement=served", "workers=2", "servers=1", "steps=100000", "test_every=0", "save_every=1000"]
@@ -253,7 +253,7 @@ def test_a_run_that_is_ended_leaves_no_process_behind(how, trained, tmp_path):
         time.sleep(0.2)
     process.send_signal(how)
     said = process.communicate(timeout=60)[1]
-    assert process.returncode in (130, 143, -how)
+    assert process.returncode == {signal.SIGINT: 130}.get(how, -how)
     if how == signal.SIGINT:
         assert said.strip().splitlines()[-1] == "online: interrupted"
     deadline = time.monotonic() + 30
