@@ -272,7 +272,8 @@ def test_clipping_bounds_what_a_confident_teacher_can_demand():
         losses[clip] = algorithm.update(played)
     assert abs(losses[0.5]["distill_loss"]) <= 0.5
     assert losses[None]["distill_loss"] > 5
-    assert losses[0.5]["reverse_kl"] == losses[None]["reverse_kl"] == pytest.approx(losses[None]["distill_loss"])
+    assert losses[0.5]["reverse_kl"] == pytest.approx(losses[None]["reverse_kl"])  # shuffled, so not in the last bits
+    assert losses[None]["reverse_kl"] == pytest.approx(losses[None]["distill_loss"])
 
 
 def test_ppo_stops_an_update_that_has_moved_too_far():

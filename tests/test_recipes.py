@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import json
 import math
 import os
@@ -247,12 +248,18 @@ def test_a_run_that_is_ended_leaves_no_process_behind(how, trained, tmp_path):
     mark = f"ended-by-{how.name}-in-{tmp_path.name}"
     served = ["placement=served", "workers=2", "servers=1", "steps=100000", "test_every=0", "save_every=1000"]
     command = [sys.executable, "-m", "vla.recipes.online", *online_arguments(trained, tmp_path / "run"), *served]
-    process = subprocess.Popen(command, env={**os.environ, "MARK": mark}, stderr=subprocess.PIPE, text=True)
-    while len(read_metrics(tmp_path / "run")) < 2:
-        assert process.poll() is None
-        time.sleep(0.2)
-    process.send_signal(how)
-    said = process.communicate(timeout=60)[1]
+    listens = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also where tests do not
+    with subprocess.Popen(
+        command, env={**os.environ, "MARK": mark}, stderr=subprocess.PIPE, text=True, preexec_fn=listens
+    ) as process:
+        try:
+            while len(read_metrics(tmp_path / "run")) < 2:
+                assert process.poll() is None
+                time.sleep(0.2)
+            process.send_signal(how)
+            said = process.communicate(timeout=120)[1]
+        finally:
+            process.kill()
     assert process.returncode == {signal.SIGINT: 130}.get(how, -how)
     if how == signal.SIGINT:
         assert said.strip().splitlines()[-1] == "online: interrupted"
