@@ -8,6 +8,7 @@ import torch
 from programs import run
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
+from vla.algorithms import minibatches
 from vla.recipes import online
 from vla.run import load_policy, read_metrics
 
@@ -53,12 +54,24 @@ def test_ppo_in_two_processes_learns_what_it_does_in_one(together, tmp_path):
     assert_learned_alike(together, tmp_path)
 
 
-@pytest.mark.parametrize(("name", "minibatch"), [("grpo", 9), ("distill", 1)])
-def test_others_do_too_also_without_a_decision_for_each_process(name, minibatch, tmp_path):
-    same = ["steps=2", f"algorithm.minibatch={minibatch}"]
-    run(online.main, *arguments(name, tmp_path / "one", *same))
-    run(online.main, *arguments(name, tmp_path / "two", *same, "processes=2"))
+@pytest.mark.parametrize("name", ["grpo", "distill"])
+def test_others_do_too(name, tmp_path):
+    run(online.main, *arguments(name, tmp_path / "one", "steps=2"))
+    run(online.main, *arguments(name, tmp_path / "two", "steps=2", "processes=2"))
     assert_learned_alike(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.parametrize(("size", "sizes"), [(7, [2, 2, 2, 2, 1, 1]), (2, [2] * 15)])
+def test_processes_share_a_minibatch_or_each_has_all_of_one_too_small_to_share(size, sizes, monkeypatch):
+    """Ten decisions in portions of 5 for three processes, or of 2."""
+    found = []
+    for rank in range(3):
+        torch.manual_seed(4)
+        monkeypatch.setattr(minibatches, "rank_and_count", lambda rank=rank: (rank, 3))
+        found += [rows for (rows,) in minibatches.shuffled(size, torch.device("cpu"), torch.arange(10))]
+    seen = torch.cat(found).tolist()
+    assert all(seen.count(row) == sum(sizes) / 10 for row in range(10))
+    assert [len(x) for x in found] == sizes
 
 
 def test_two_processes_resumed_equal_two_that_were_not(together, tmp_path):
