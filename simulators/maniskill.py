@@ -65,7 +65,8 @@ class ManiSkillEnv:
 
     Proprio: measured position (m), first two columns of the rotation matrix, gripper opening, then how far the
     commanded pose is ahead of the measured one (m, rotation vector); a goal that cameras are not shown is told as
-    `goal_offset`, from the tool. All poses are in the robot's base frame. Success is the task's own; with
+    `goal_offset`, from the tool. With `poses_told` so is every thing there is: `cube_offset` (m) and `cube_rotation`,
+    say, two columns of its matrix. All poses are in the robot's base frame. Success is the task's own; with
     `ends_on_success` it ends the episode, as the task's own failure always does.
     """
 
@@ -85,8 +86,10 @@ class ManiSkillEnv:
         max_translation: float = 0.05,
         max_rotation: float = 0.2,
         ends_on_success: bool = True,
+        poses_told: bool = False,
     ):
         self.task, self.drawing, self.ends_on_success = task, drawing, ends_on_success
+        self.poses_told = poses_told
         self.lighter = drawing == "light" and images and backend == "cpu"
         self.instruction = TASKS[task].instruction if task in TASKS else task.removesuffix("-v1")
         views = views_of(cameras)
@@ -280,15 +283,15 @@ class ManiSkillEnv:
 
     def _proprio(self) -> Float[Tensor, "env proprio"]:
         measured = self.measured
-        x, y = torch.eye(3)[:2, None].expand(2, len(measured), 3)
-        axes = geometry.rotate(measured[:, 3:].expand(2, -1, 4), torch.stack([x, y]))
         opening = self.arm.opening()
         ahead = geometry.delta_between(measured, self.commanded, opening)[:, :6]
-        parts = [measured[:, :3], *axes, opening, ahead]
+        parts = [measured[:, :3], *_axes(measured), opening, ahead]
         if self.spec.command.kind != "ee_delta":
             parts.append(self.arm.angles().cpu())
         if self.goal is not None:
             parts.append(self._in_base(self.goal.pose)[0][:, :3] - measured[:, :3])
+        for pose in self._in_base(*self._objects().values()) if self.poses_told else ():
+            parts += [pose[:, :3] - measured[:, :3], *_axes(pose)]
         return torch.cat(parts, -1)
 
     def _meaning(self, kind: CommandKind, max_translation: float, max_rotation: float) -> Command:
@@ -302,6 +305,8 @@ class ManiSkillEnv:
             layout.append(("joint_position", self.arm.num_joints))
         if self.goal is not None:
             layout.append(("goal_offset", 3))
+        for name in self._objects() if self.poses_told else ():
+            layout += [(f"{name}_offset", 3), (f"{name}_rotation", 6)]
         return tuple(layout)
 
     @property
@@ -326,6 +331,12 @@ class ManiSkillEnv:
         return geometry.to_frame(
             self.base.expand_as(native), torch.cat([native[..., :3], geometry.wxyz_to_xyzw(native[..., 3:])], -1)
         )
+
+
+def _axes(pose: Float[Tensor, "env 7"]) -> Float[Tensor, "2 env 3"]:
+    """The first two columns of its rotation matrix."""
+    x, y = torch.eye(3)[:2, None].expand(2, len(pose), 3)
+    return geometry.rotate(pose[:, 3:].expand(2, -1, 4), torch.stack([x, y]))
 
 
 def _pose_xyzw(pose: Any) -> Float[Tensor, "env 7"]:

@@ -5,8 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from tensordict import TensorDict
 
 from vla.data.normalise import Statistics
+from vla.models.state_mlp import StateMLP
+from vla.types import Command, EnvSpec, Observation
 
 
 def test_statistics_of_a_known_column():
@@ -47,3 +50,18 @@ def test_what_is_not_finite_is_refused_by_place():
         Statistics.of(values)
     with pytest.raises(ValueError, match="at least one row"):
         Statistics.of(values[:0])
+
+
+def test_proprio_is_divided_by_a_guess_until_there_are_statistics():
+    spec = EnvSpec(1, 20.0, 50, (), (("state", 2),), Command("ee_delta", 7, 0.05, 0.2))
+    guessed, plain = StateMLP(spec, std=0.25), StateMLP(spec)
+    plain.net.load_state_dict(guessed.net.state_dict())
+    small, large = (
+        Observation(images=TensorDict({}, [1]), proprio=x, instruction=["do it"], batch_size=[1])
+        for x in (torch.tensor([[0.1, -0.2]]), torch.tensor([[0.4, -0.8]]))
+    )
+    torch.testing.assert_close(guessed(small), plain(large))
+    known = Statistics.of(torch.tensor([[0.0, 0.0], [2.0, 4.0]]))
+    guessed.set_statistics(known)
+    plain.set_statistics(known)
+    torch.testing.assert_close(guessed(small), plain(small))

@@ -95,6 +95,20 @@ def test_a_state_can_be_taken_up_again_where_it_was_left(arm):
     torch.testing.assert_close(again, ends, atol=1e-4, rtol=0)
 
 
+def test_a_policy_without_cameras_can_be_told_where_things_are():
+    env = ManiSkillEnv("PushCube-v1", images=False, poses_told=True)
+    env.reset(3)
+    obs = env.step(torch.tensor([[0.02, -0.01, -0.02, 0, 0, 0.05, 1.0]])).obs
+    told = {name: obs.proprio[:, env.spec.proprio_slice(name)] for name, _ in env.spec.proprio}
+    for name in ("cube", "goal_region"):
+        pose = obs.privileged[name]
+        torch.testing.assert_close(told[f"{name}_offset"], pose[:, :3] - obs.privileged["tcp"][:, :3])
+        axes = [geometry.rotate(pose[:, 3:], axis[None]) for axis in torch.eye(3)[:2]]
+        torch.testing.assert_close(told[f"{name}_rotation"], torch.cat(axes, -1))
+    assert told["cube_offset"].norm() > 0.01
+    env.close()
+
+
 def test_pictures_are_upright_and_not_mirrored():
     """A cube is seen where the pinhole camera of the spec says; raised, it is further up in the picture."""
     env = ManiSkillEnv("PickCube-v1", image_size=64, drawing="light")
