@@ -1,0 +1,108 @@
+"""What reinforcement learning reaches with equal budgets: `python -m benchmarks.rl --arms pushcube_state`.
+
+An arm is `vla.recipes.online` with some settings, for each seed from `runs/rl/ARM_SEED`. Before the first update and
+after the last the same held-out episodes are played greedily; nothing in between is looked at. Rows go to `docs/rl.csv`
+as they finish; what stands there is not run again, and what was interrupted goes on.
+"""
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks.heads import recipe
+from vla.run import write_atomically
+from vla.statistics import rate
+
+TABLE = Path(__file__).parents[1] / "docs" / "rl.csv"
+RUNS = Path("runs/rl")
+ARMS = {  # overrides of the recipe; `{seed}` in one, such as the checkpoint `init` begins from, is the seed
+    "pushcube_state": ["experiment=pushcube_state"],
+}
+ENDS_ONLY = 1_000_000  # updates from test to test: more than any arm has
+LOCK = Lock()
+
+
+@dataclass(frozen=True)
+class Row:
+    arm: str
+    seed: int
+    env_steps: int  # commands learned from
+    start_k: int
+    k: int
+    n: int
+    seconds: float  # on a clock, tests included, since the program was last started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--episodes", type=int, default=100, help="held-out ones of each test")
+    parser.add_argument("--jobs", type=int, default=1)
+    asked = parser.parse_args()
+    there = {(x.arm, x.seed) for x in rows()}
+    wanted = [(arm, seed) for seed in asked.seeds for arm in asked.arms if (arm, seed) not in there]
+    with ThreadPoolExecutor(asked.jobs) as pool:
+        done = pool.map(lambda x: measure(x[0], x[1], asked.episodes), wanted)
+        for row in tqdm(done, total=len(wanted), desc="rl"):
+            sys.stderr.write(f"{row}\n")
+    print(json.dumps({"program": "benchmarks.rl", "arms": pooled(rows())}))  # noqa: T201
+
+
+def measure(arm: str, seed: int, episodes: int) -> Row:
+    settings = [x.replace("{seed}", str(seed)) for x in ARMS[arm]]
+    tests = [f"test_episodes={episodes}", f"test_every={ENDS_ONLY}", "videos=0"]
+    learned = recipe("online", RUNS / f"{arm}_{seed}", [*settings, *tests, f"seed={seed}"])
+    row = row_of(arm, seed, learned)
+    with LOCK:
+        _write([*rows(), row])
+    return row
+
+
+def row_of(arm: str, seed: int, summary: dict[str, Any]) -> Row:
+    """From what the program says of its first and its last test."""
+    start, final = summary["test"][0], summary["test"][-1]
+    return Row(
+        arm=arm,
+        seed=seed,
+        env_steps=summary["env_steps"],
+        start_k=start["k"],
+        k=final["k"],
+        n=final["n"],
+        seconds=round(summary["seconds"], 1),
+    )
+
+
+def rows() -> list[Row]:
+    if not TABLE.exists():
+        return []
+    with open(TABLE) as file:
+        return [Row(**{f.name: f.type(row[f.name]) for f in fields(Row)}) for row in csv.DictReader(file)]  # type: ignore[operator]
+
+
+def pooled(table: Sequence[Row]) -> list[dict[str, Any]]:
+    """Per arm over all seeds."""
+    by_arm = {arm: [x for x in table if x.arm == arm] for arm in dict.fromkeys(x.arm for x in table)}
+    return [
+        {"arm": arm, "seeds": len(some), **rate(sum(x.k for x in some), sum(x.n for x in some))}
+        for arm, some in by_arm.items()
+    ]
+
+
+def _write(table: Sequence[Row]) -> None:
+    lines = [",".join(f.name for f in fields(Row))]
+    lines += [",".join(map(str, asdict(row).values())) for row in sorted(table, key=lambda x: (x.arm, x.seed))]
+    write_atomically(TABLE, "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
