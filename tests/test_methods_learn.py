@@ -142,7 +142,7 @@ def test_reinforcement_learning_mends_a_chain_of_steps_that_imitates_poorly(name
     policy = make()
     imitate(policy, demonstrations(8), steps=60)
     weak = success(Greedy(policy))
-    improve(policy, "chunk", updates=15, num_envs=128, minibatch=256, **options)
+    improve(policy, "chunk", updates=30, num_envs=128, minibatch=256, **options)
     assert weak < 0.6
     assert success(Greedy(policy)) >= 0.8
 
