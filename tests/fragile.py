@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from simulators.point import PointEnv
+from vla.types import Observation
 
 
 class Fragile(PointEnv):
@@ -68,6 +69,19 @@ class FragileGroup(PointEnv):
                 note.unlink(missing_ok=True)
                 os.kill(os.getpid(), signal.SIGKILL if note.name.startswith("killed") else signal.SIGSTOP)
         return super().step(command)
+
+
+class Unprivileged(PointEnv):
+    """Points that tell nothing but what a policy may see."""
+
+    def __init__(self, num_envs: int):
+        super().__init__(num_envs=num_envs, max_steps=8)
+
+    def _observe(self):
+        obs = super()._observe()
+        return Observation(
+            images=obs.images, proprio=obs.proprio, instruction=obs.instruction, batch_size=obs.batch_size
+        )
 
 
 class Losing(PointEnv):

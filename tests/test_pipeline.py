@@ -16,10 +16,13 @@ from policies.residual import ResidualPolicy
 from policies.token import TokenPolicy
 from simulators.point import PointEnv
 from vla import chance
+from vla.collect import Group
+from vla.messages import packed, unpacked
 from vla.models.denoisers import UNet1D
 from vla.models.state_mlp import StateMLP
 from vla.pipeline import Lost, Measured, Pipeline, best_number, candidates, planned
-from vla.rollout import Greedy, execute, rollout
+from vla.rollout import Greedy, UnderWay, execute, rollout
+from vla.types import Observation, Step
 
 SPEC = PointEnv().spec
 
@@ -163,6 +166,20 @@ def test_a_slow_group_holds_up_no_other():
         Pipeline(Biased([2, 2]), batch=2).play(lambda: policy, seed=5),
         rollout(PointEnv(4, max_steps=8), policy, seed=5, batch=2),
     )
+
+
+def test_what_environments_do_not_tell_is_not_told_by_their_processes_either():
+    """Without privileged state, the first observation and later ones have the same parts and go into one rollout."""
+    group = Group({"_target_": "fragile.Unprivileged", "num_envs": 2})
+    group.open()
+    under_way = UnderWay(Observation.from_dict(unpacked(group.reset(0)), batch_size=[2]), 0)
+    policy = small("token")
+    while under_way.alive.any():
+        action = policy.act(under_way.obs)
+        told = unpacked(group.play(packed((action.commands, under_way.alive))))
+        under_way.add(action, Step.from_dict(told, batch_size=[2]))
+    assert under_way.rollout().shape == (5, 2)
+    assert under_way.rollout().obs.privileged is None
 
 
 def test_with_patience_those_who_wait_are_decided_for_together():

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from vla.evaluation import OnDevice
-from vla.messages import packed, unpacked
+from vla.messages import known, packed, unpacked
 from vla.rollout import Greedy, execute, rollout
 from vla.types import Actor, EnvSpec, LazyEnv, Metrics, Rollout, Seeded
 
@@ -116,7 +116,7 @@ class Group:
         return self.env.spec
 
     def reset(self, seed: int) -> bytes:
-        return packed(self.env.reset(seed).to_dict())
+        return packed(known(self.env.reset(seed).to_dict()))
 
     def seconds(self, num_envs: int, horizon: int, repeats: int = 3) -> float:
         """How long a chunk takes so many environments; one that cannot play with fewer takes as long as for all."""
@@ -134,7 +134,7 @@ class Group:
 
     def play(self, told: bytes) -> bytes:
         commands, alive = unpacked(told)
-        return packed(execute(self.env, commands, alive).to_dict())
+        return packed(known(execute(self.env, commands, alive).to_dict()))
 
 
 class OneProcess:

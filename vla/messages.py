@@ -26,6 +26,11 @@ def rows_of(value: Any, rows: slice) -> Any:
     return None if value is None else value[rows]
 
 
+def known(plain: dict[str, Any]) -> dict[str, Any]:
+    """Without what is None: `from_dict` would make it a key with nothing in it, which no other row has."""
+    return {name: known(x) if isinstance(x, dict) else x for name, x in plain.items() if x is not None}
+
+
 def packed(message: Any) -> bytes:
     """Pickled with arrays in the place of tensors: ten times faster, and without the rest of what they are part of."""
     return pickle.dumps(each(lambda x: x.detach().numpy() if isinstance(x, Tensor) else x, message))
