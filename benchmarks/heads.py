@@ -6,7 +6,6 @@ wrong instruction. Rows go to `docs/heads.csv` as they finish; what stands there
 """
 
 import argparse
-import csv
 import json
 import os
 import subprocess
@@ -14,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -24,9 +23,10 @@ from hydra import compose, initialize_config_dir
 from tensordict import TensorDict
 from tqdm import tqdm
 
+from benchmarks import table
 from vla.checkpoint import build_policy
 from vla.program import CONFIGS
-from vla.run import load_policy, write_atomically
+from vla.run import load_policy
 from vla.statistics import rate
 from vla.types import Camera, Command, EnvSpec, Observation
 
@@ -164,10 +164,7 @@ def recipe(name: str, directory: Path, overrides: list[str]) -> dict[str, Any]:
 
 
 def rows() -> list[Row]:
-    if not TABLE.exists():
-        return []
-    with open(TABLE) as file:
-        return [Row(**{f.name: f.type(row[f.name]) for f in fields(Row)}) for row in csv.DictReader(file)]  # type: ignore[operator]
+    return table.read(TABLE, Row)
 
 
 def pooled() -> list[dict[str, Any]]:
@@ -186,10 +183,8 @@ def pooled() -> list[dict[str, Any]]:
     return list(each())
 
 
-def _write(table: list[Row]) -> None:
-    lines = [",".join(f.name for f in fields(Row))]
-    lines += [",".join(map(str, asdict(row).values())) for row in sorted(table, key=lambda x: (x.task, x.head, x.seed))]
-    write_atomically(TABLE, "\n".join(lines) + "\n")
+def _write(some: list[Row]) -> None:
+    table.write(TABLE, sorted(some, key=lambda x: (x.task, x.head, x.seed)), Row)
 
 
 def _of(known: dict[str, Any] | None) -> str:

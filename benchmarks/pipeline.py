@@ -8,7 +8,6 @@ that of the model (`vla.pipeline.Measured`) with free messages. Rows go to `docs
 """
 
 import argparse
-import csv
 import functools
 import json
 import os
@@ -16,22 +15,23 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import ray
 import torch
+from hydra.utils import instantiate
 from tensordict import TensorDict
 from torch import nn
 from transformers import LlamaConfig, LlamaModel
 
+from benchmarks import table
 from policies.token import TokenPolicy
-from vla.collect import Collector, OneProcess
+from vla.collect import OneProcess
 from vla.models.film_cnn import FilmCNN
 from vla.pipeline import Measured, Pace, planned
-from vla.run import write_atomically
 from vla.serving import Served, start_ray, stop_ray
 from vla.types import Action, Command, EnvSpec, Observation, Step
 
@@ -80,7 +80,7 @@ def main() -> None:
         for part in asked.parts:
             for some in PARTS[part](asked):
                 new += some
-                _write([*kept, *new])
+                table.write(TABLE, [*kept, *new], Row)
     finally:
         stop_ray(scratch)
     print(json.dumps({"program": "benchmarks.pipeline", "load": os.getloadavg(), "rows": len(new)}))  # noqa: T201
@@ -101,12 +101,7 @@ def real_simulator(asked: argparse.Namespace) -> Iterator[list[Row]]:
     """The policy sleeps as long as the simulator takes for all environments, or a quarter of that."""
     for name, options in SIMULATORS.items():
         env = {**options, "num_envs": NUM_ENVS, "max_steps": 20, "ends_on_success": False}
-        alone = OneProcess(Collector(env))
-        group = alone.player.env
-        group.reset(0)
-        still = torch.zeros(NUM_ENVS, 2, 7)
-        env_ms = _milliseconds(functools.partial(group.play, still))
-        alone.close()
+        _, _, env_ms = _alone(env, horizon=2)
         for share in (1.0, 0.25):
             policy = SleepingPolicy(share * env_ms / 1000, horizon=2)
             yield _compared("B", name, env, policy, env_ms, share * env_ms, 10, asked.repeats)
@@ -115,14 +110,10 @@ def real_simulator(asked: argparse.Namespace) -> Iterator[list[Row]]:
 def all_real(asked: argparse.Namespace) -> Iterator[list[Row]]:
     """The negative control: where both need the same cores there is little to hide."""
     env = {**SIMULATORS["PushCube-v1"], "num_envs": NUM_ENVS, "max_steps": 20, "ends_on_success": False}
-    alone = OneProcess(Collector(env))
-    policy = TokenPolicy(alone.spec, FilmCNN, horizon=2, bins=32).eval()
-    group = alone.player.env
-    obs = group.reset(0)
-    env_ms = _milliseconds(functools.partial(group.play, torch.zeros(NUM_ENVS, 2, 7)))
+    spec, obs, env_ms = _alone(env, horizon=2)
+    policy = TokenPolicy(spec, FilmCNN, horizon=2, bins=32).eval()
     with torch.no_grad():
         policy_ms = _milliseconds(functools.partial(policy.act, obs))
-    alone.close()
     yield _compared("C", "PushCube-v1", env, policy, env_ms, policy_ms, 10, asked.repeats)
 
 
@@ -134,14 +125,18 @@ def on_a_gpu(asked: argparse.Namespace) -> Iterator[list[Row]]:
         workers = {"workers": max(1, (os.cpu_count() or 1) // 4)} if backend == "cpu" else {}
         env = {**SIMULATORS["PushCube-v1"], **workers, "backend": backend, "num_envs": num_envs}
         env |= {"max_steps": 24, "ends_on_success": False}
-        alone = OneProcess(Collector(env))
-        obs = alone.player.env.reset(0)
-        env_ms = _milliseconds(functools.partial(alone.player.env.play, torch.zeros(num_envs, 8, 7)))
-        alone.close()
+        _, obs, env_ms = _alone(env, horizon=8)
         with torch.no_grad():
             policy_ms = _milliseconds(functools.partial(policy.act, obs.to(asked.device)))
         told = f"PushCube-v1 on {backend}, {num_envs} copies, {asked.vla}"
         yield _compared("G", told, env, policy, env_ms, policy_ms, 3, asked.repeats)
+
+
+def _alone(env: dict[str, Any], horizon: int) -> tuple[EnvSpec, Observation, float]:
+    """What the environments are, show first, and take for a chunk in this process: milliseconds."""
+    with closing(instantiate(env)) as group:
+        obs = group.reset(0)
+        return group.spec, obs, _milliseconds(functools.partial(group.play, torch.zeros(env["num_envs"], horizon, 7)))
 
 
 def _compared(
@@ -328,15 +323,7 @@ class RandomVla(nn.Module):
 
 
 def rows() -> list[Row]:
-    if not TABLE.exists():
-        return []
-    with open(TABLE) as file:
-        return [Row(**{f.name: f.type(row[f.name]) for f in fields(Row)}) for row in csv.DictReader(file)]  # type: ignore[operator]
-
-
-def _write(table: list[Row]) -> None:
-    lines = [",".join(f.name for f in fields(Row)), *(",".join(map(str, asdict(row).values())) for row in table)]
-    write_atomically(TABLE, "\n".join(lines) + "\n")
+    return table.read(TABLE, Row)
 
 
 def _milliseconds(run: Callable[[], Any]) -> float:

@@ -6,20 +6,19 @@ as they finish; what stands there is not run again, and what was interrupted goe
 """
 
 import argparse
-import csv
 import json
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks import table
 from benchmarks.heads import recipe
-from vla.run import write_atomically
 from vla.statistics import rate
 
 TABLE = Path(__file__).parents[1] / "docs" / "rl.csv"
@@ -83,25 +82,20 @@ def row_of(arm: str, seed: int, summary: dict[str, Any]) -> Row:
 
 
 def rows() -> list[Row]:
-    if not TABLE.exists():
-        return []
-    with open(TABLE) as file:
-        return [Row(**{f.name: f.type(row[f.name]) for f in fields(Row)}) for row in csv.DictReader(file)]  # type: ignore[operator]
+    return table.read(TABLE, Row)
 
 
-def pooled(table: Sequence[Row]) -> list[dict[str, Any]]:
+def pooled(some: Sequence[Row]) -> list[dict[str, Any]]:
     """Per arm over all seeds."""
-    by_arm = {arm: [x for x in table if x.arm == arm] for arm in dict.fromkeys(x.arm for x in table)}
+    by_arm = {arm: [x for x in some if x.arm == arm] for arm in dict.fromkeys(x.arm for x in some)}
     return [
-        {"arm": arm, "seeds": len(some), **rate(sum(x.k for x in some), sum(x.n for x in some))}
-        for arm, some in by_arm.items()
+        {"arm": arm, "seeds": len(its), **rate(sum(x.k for x in its), sum(x.n for x in its))}
+        for arm, its in by_arm.items()
     ]
 
 
-def _write(table: Sequence[Row]) -> None:
-    lines = [",".join(f.name for f in fields(Row))]
-    lines += [",".join(map(str, asdict(row).values())) for row in sorted(table, key=lambda x: (x.arm, x.seed))]
-    write_atomically(TABLE, "\n".join(lines) + "\n")
+def _write(some: Sequence[Row]) -> None:
+    table.write(TABLE, sorted(some, key=lambda x: (x.arm, x.seed)), Row)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def libero_proprio(proprio: Float[Tensor, "batch proprio"], spec: EnvSpec) -> Fl
     robosuite's rotation vectors are not the shortest ones: their quaternion goes on through a half turn, about which
     the hand points down, so that its x never changes sign. ValueError where the world is not told (`env.base=true`).
     """
-    parts = dict(zip((name for name, _ in spec.proprio), proprio.split([n for _, n in spec.proprio], -1), strict=True))
+    parts = {name: proprio[..., spec.proprio_slice(name)] for name, _ in spec.proprio}
     lacking = {"position", "rotation", "gripper", "base_position"} - parts.keys()
     if lacking:
         raise ValueError(

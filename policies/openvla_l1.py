@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from policies.adapters import LIBERO_UNIT, libero_proprio
 from policies.adapters import mirrored as flip
 from policies.deterministic import certain
+from policies.vlm import layers_of
 from vla.algorithms.losses import unpadded_mean
 from vla.data.normalise import Statistics
 from vla.models.openvla import BINS, DESCRIPTION, OpenVla
@@ -50,9 +50,8 @@ class OpenVlaL1Policy(nn.Module):
         if self.proprio_range is not None:
             libero_proprio(torch.zeros(1, spec.proprio_dim), spec)  # says now what it would say then
             self.proprio_projector = ProprioProjector(self.words.width, len(self.proprio_range.low))
-        if (
-            not fresh and not (self.words.folder / DESCRIPTION).exists()
-        ):  # else weights come with the policy's, or later
+        ours = (self.words.folder / DESCRIPTION).exists()  # then the weights come with the policy's
+        if not (fresh or ours):
             load_part(self.action_head, self.words.folder, "action_head")
             if self.proprio_projector is not None:
                 load_part(self.proprio_projector, self.words.folder, "proprio_projector")
@@ -82,7 +81,7 @@ class OpenVlaL1Policy(nn.Module):
 
     def blocks(self) -> list[nn.Module]:
         """The layers of the pretrained model: what can be recomputed, or gathered from several GPUs, one by one."""
-        return [x for x in self.words.modules() if isinstance(x, GradientCheckpointingLayer)]
+        return layers_of(self.words)
 
     def save_beside(self, directory: Path) -> None:
         """Write what the model is built from, besides its weights, so that a checkpoint needs nothing else."""

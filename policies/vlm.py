@@ -81,7 +81,7 @@ class VlmPolicy(TokenHead):
 
     def blocks(self) -> list[nn.Module]:
         """The layers of the pretrained model: what can be recomputed, or gathered from several GPUs, one by one."""
-        return [x for x in self.words.modules() if isinstance(x, GradientCheckpointingLayer)]
+        return layers_of(self.words)
 
     def _read(self, obs: Observation) -> Mapping[str, Tensor]:
         return self.words.read(flip(obs) if self.mirrored else obs, self._told(obs))
@@ -92,6 +92,11 @@ class VlmPolicy(TokenHead):
         share = (self.normaliser(obs.proprio) / 6 + 0.5).clamp(0, 1)  # three standard deviations to either side
         numbers = (share * (WORDS - 1)).round().long().tolist()
         return [f"State: {' '.join(map(str, row))}." for row in numbers]
+
+
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The layers of a model of transformers, each of which is called by itself."""
+    return [x for x in model.modules() if isinstance(x, GradientCheckpointingLayer)]
 
 
 class HiddenCritic(nn.Module):

@@ -45,8 +45,8 @@ class Threads:
     def reset(self, group, seed):
         self.told[group].put((self.lives[group], lambda env: env.reset(seed)))
 
-    def play(self, group, action, under_way):
-        self.told[group].put((self.lives[group], lambda env: execute(env, action.commands, under_way.alive)))
+    def play(self, group, commands, alive):
+        self.told[group].put((self.lives[group], lambda env: execute(env, commands, alive)))
 
     def ready(self, timeout):
         try:
@@ -155,9 +155,9 @@ def test_a_slow_group_holds_up_no_other():
                 got, self.late = [*got, *self.late], []
             return got
 
-        def play(self, group, action, under_way):
+        def play(self, group, commands, alive):
             self.played += group == 0
-            super().play(group, action, under_way)
+            super().play(group, commands, alive)
 
         late, played = [], 0
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
 from vla.rollout import TRIES, UnderWay, decide, join
 from vla.types import Action, Actor, Metrics, Observation, Rollout, Seeded, Step
@@ -23,7 +24,7 @@ class Groups(Protocol):
     sizes: Sequence[int]
 
     def reset(self, group: int, seed: int) -> None: ...
-    def play(self, group: int, action: Action, under_way: UnderWay) -> None: ...
+    def play(self, group: int, commands: Tensor, alive: Tensor) -> None: ...
 
     def ready(self, timeout: int | float | None) -> list[tuple[int, "Observation | Step | Lost"]]:
         """What groups answered meanwhile; waits for the first answer, at most `timeout` seconds."""
@@ -168,7 +169,7 @@ class _Play:
             for group, part in zip(some, action.split([self.groups.sizes[g] for g in some]), strict=True):
                 self.decided[group] = part
                 self.busy.add(group)
-                self.groups.play(group, part, self.under_way[group])
+                self.groups.play(group, part.commands, self.under_way[group].alive)
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ def planned(num_envs: int, workers: int | str, servers: int) -> Plan:
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds that a chunk takes `play` environments and `decide` the policy, by how many; `message` there and back."""
+    """Seconds that a chunk takes `play` environments and `decide` the policy, by how many, and a message one way."""
 
     play: Mapping[int, float]
     decide: Mapping[int, float]

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from vla.collect import Group, OwnPolicy
 from vla.messages import packed, unpacked
 from vla.pipeline import Lost, Measured, Pace, Pipeline, Plan, best_number, candidates
-from vla.rollout import UnderWay
-from vla.types import Action, EnvSpec, Metrics, Observation, Rollout, Seeded, Step
+from vla.types import EnvSpec, Metrics, Observation, Rollout, Seeded, Step
 
 SEEN = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # simulators may draw, or run, on a GPU that they do not reserve
 log = logging.getLogger(__name__)
@@ -121,8 +120,8 @@ class RayGroups:
     def reset(self, group: int, seed: int) -> None:
         self._ask(group, self.members[group].reset.remote(seed))
 
-    def play(self, group: int, action: Action, under_way: UnderWay) -> None:
-        self._ask(group, self.members[group].play.remote(packed((action.commands, under_way.alive))))
+    def play(self, group: int, commands: Tensor, alive: Tensor) -> None:
+        self._ask(group, self.members[group].play.remote(packed((commands, alive))))
 
     def ready(self, timeout: int | float | None) -> list[tuple[int, Observation | Step | Lost]]:
         overdue = min(due for _, due in self.calls.values()) - time.monotonic()
@@ -136,7 +135,6 @@ class RayGroups:
     def renew(self, group: int) -> None:
         ray.kill(self.members[group])
         self.members[group] = self._make(self.sizes[group])
-        self._ask(group, None)
         wait([self.members[group].open.remote()])
 
     def first_observation(self) -> Observation:
@@ -144,7 +142,7 @@ class RayGroups:
         return Observation.from_dict(unpacked(wait([self.members[0].reset.remote(0)])[0]), batch_size=[self.sizes[0]])
 
     def seconds(self, numbers: Sequence[int], horizon: int) -> tuple[dict[int, float], float]:
-        """How long a chunk takes so many environments of the first group, and a message to it."""
+        """How long a chunk takes so many environments of the first group, and a message to it, one way."""
         member = self.members[0]
         play = {n: wait([member.seconds.remote(n, horizon)])[0] for n in numbers}
         begun = time.perf_counter()
@@ -160,9 +158,9 @@ class RayGroups:
         return cast(Any, ray.remote(num_cpus=1)(Group)).remote({**self.env, "num_envs": size})
 
     def _ask(self, group: int, call: Any) -> None:
+        """In the place of what was asked before, which counts no more if a collection was broken off."""
         self.calls = {other: x for other, x in self.calls.items() if x[0] != group}
-        if call is not None:
-            self.calls[call] = (group, time.monotonic() + self.timeout)
+        self.calls[call] = (group, time.monotonic() + self.timeout)
 
     def _answer(self, call: Any, *, late: bool) -> Observation | Step | Lost:
         group, _ = self.calls.pop(call)
