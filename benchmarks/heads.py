@@ -94,8 +94,7 @@ def demonstrations(task: str) -> Path:
 
 def measure(task: str, head: str, seed: int, episodes: int) -> Row:
     place = RUNS / task / f"{head}_{seed}"
-    told = [f"data={demonstrations(task)}", *HEADS[head], *BUDGET, f"seed={seed}"]
-    learned = recipe("sft", place / "sft", told)
+    learned = imitated(task, head, seed)
     checks = ["sanity=true"] if seed == 0 else []
     test = [
         *TASKS[task],
@@ -123,6 +122,12 @@ def measure(task: str, head: str, seed: int, episodes: int) -> Row:
     with LOCK:
         _write([*rows(), row])
     return row
+
+
+def imitated(task: str, head: str, seed: int) -> dict[str, Any]:
+    """The summary of a policy that has learned by imitation, now if it had not; it is in `run_dir`."""
+    told = [f"data={demonstrations(task)}", *HEADS[head], *BUDGET, f"seed={seed}"]
+    return recipe("sft", RUNS / task / f"{head}_{seed}" / "sft", told)
 
 
 def latencies() -> dict[str, float]:

@@ -29,7 +29,8 @@ from transformers import LlamaConfig, LlamaModel
 
 from benchmarks import table
 from policies.token import TokenPolicy
-from vla.collect import OneProcess
+from vla.collect import OneProcess, OwnPolicy
+from vla.evaluation import OnDevice
 from vla.models.film_cnn import FilmCNN
 from vla.pipeline import Measured, Pace, planned
 from vla.serving import Served, start_ray, stop_ray
@@ -37,11 +38,17 @@ from vla.types import Action, Command, EnvSpec, Observation, Step
 
 TABLE = Path(__file__).parents[1] / "docs" / "pipeline.csv"
 VLAS = {"tiny": (128, 2), "0.5B": (1024, 30), "3B": (2560, 32), "7B": (4096, 32)}  # width and layers
+MOST = 4  # groups
 NUM_ENVS = 12  # divisible by 1, 2, 3 and 4
 CHUNKS = {5: 60, 20: 60, 100: 30, 300: 12}
 SLEEPING = {"_target_": "benchmarks.pipeline.Sleeping", "num_envs": NUM_ENVS}
 SIMULATORS = {
-    "PushCube-v1": {"_target_": "simulators.maniskill.maniskill", "task": "PushCube-v1", "image_size": 64},
+    "PushCube-v1": {
+        "_target_": "simulators.maniskill.maniskill",
+        "task": "PushCube-v1",
+        "image_size": 64,
+        "drawing": "light",
+    },
     "Lift": {"_target_": "simulators.robosuite.robosuite", "task": "Lift", "image_size": 64},
 }
 
@@ -68,8 +75,10 @@ def main() -> None:
     parser.add_argument("--ms", type=int, nargs="+", default=[5, 20, 100, 300])
     parser.add_argument("--more", action="store_true", help="part A also with uneven stages and large pictures")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--vla", choices=VLAS, default="3B", help="parameters of the policy of part G")
+    parser.add_argument("--vlas", nargs="+", choices=VLAS, default=["0.5B", "3B"], help="policies of part G, by size")
     parser.add_argument("--envs", type=int, nargs="+", default=[48, 192], help="of part G, divisible by 12")
+    parser.add_argument("--simulators", nargs="+", choices=("cpu", "gpu"), default=["gpu", "cpu"], help="of part G")
+    parser.add_argument("--workers", type=int, default=12, help="of part G, in all, divisible by 12")
     parser.add_argument("--device", default="cuda", help="of part G: cpu is only to try it")
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -94,7 +103,10 @@ def scheduler_only(asked: argparse.Namespace) -> Iterator[list[Row]]:
         chunks = CHUNKS.get(env_ms, 30)
         env = {**SLEEPING, "seconds": env_ms / 1000, "max_steps": chunks, "side": side}
         policy = SleepingPolicy(policy_ms / 1000)
-        yield _compared("A", "sleeps", env, policy, env_ms, policy_ms, chunks, asked.repeats, plain=True)
+        with _groups(env) as fleets:
+            plain = {("plain Ray", k): _plain(env, policy, k, chunks) for k in (1, 2)}
+            measured = _proportional(NUM_ENVS, env_ms, policy_ms, NUM_ENVS)
+            yield _compared("A", "sleeps", env, measured, _arms(fleets, policy) | plain, chunks, asked.repeats)
 
 
 def real_simulator(asked: argparse.Namespace) -> Iterator[list[Row]]:
@@ -102,9 +114,11 @@ def real_simulator(asked: argparse.Namespace) -> Iterator[list[Row]]:
     for name, options in SIMULATORS.items():
         env = {**options, "num_envs": NUM_ENVS, "max_steps": 20, "ends_on_success": False}
         _, _, env_ms = _alone(env, horizon=2)
-        for share in (1.0, 0.25):
-            policy = SleepingPolicy(share * env_ms / 1000, horizon=2)
-            yield _compared("B", name, env, policy, env_ms, share * env_ms, 10, asked.repeats)
+        with _groups(env) as fleets:
+            for share in (1.0, 0.25):
+                arms = _arms(fleets, SleepingPolicy(share * env_ms / 1000, horizon=2))
+                measured = _proportional(NUM_ENVS, env_ms, share * env_ms, os.cpu_count() or 1)
+                yield _compared("B", name, env, measured, arms, 10, asked.repeats)
 
 
 def all_real(asked: argparse.Namespace) -> Iterator[list[Row]]:
@@ -114,22 +128,34 @@ def all_real(asked: argparse.Namespace) -> Iterator[list[Row]]:
     policy = TokenPolicy(spec, FilmCNN, horizon=2, bins=32).eval()
     with torch.no_grad():
         policy_ms = _milliseconds(functools.partial(policy.act, obs))
-    yield _compared("C", "PushCube-v1", env, policy, env_ms, policy_ms, 10, asked.repeats)
+    measured = _proportional(NUM_ENVS, env_ms, policy_ms, os.cpu_count() or 1, shared=True)
+    with _groups(env) as fleets:
+        yield _compared("C", "PushCube-v1", env, measured, _arms(fleets, policy), 10, asked.repeats)
 
 
 def on_a_gpu(asked: argparse.Namespace) -> Iterator[list[Row]]:
-    """Whether division pays where simulator and policy share a GPU, and where the simulator has the cores."""
-    policy = RandomVla(*VLAS[asked.vla]).to(asked.device, torch.bfloat16)
-    backends = ("cpu",) if asked.device == "cpu" else ("gpu", "cpu")
-    for backend, num_envs in ((b, n) for b in backends for n in asked.envs):
-        workers = {"workers": max(1, (os.cpu_count() or 1) // 4)} if backend == "cpu" else {}
-        env = {**SIMULATORS["PushCube-v1"], **workers, "backend": backend, "num_envs": num_envs}
+    """Whether division pays where simulator and policy share a GPU, and where the simulator has the cores.
+
+    Those are the same for every number of groups, so that a smaller group has fewer of them and is no faster.
+    """
+    for backend, num_envs in ((b, n) for b in asked.simulators for n in asked.envs):
+        spread = {"workers": asked.workers} if backend == "cpu" else {}
+        env = {**SIMULATORS["PushCube-v1"], **spread, "backend": backend, "num_envs": num_envs}
         env |= {"max_steps": 24, "ends_on_success": False}
         _, obs, env_ms = _alone(env, horizon=8)
-        with torch.no_grad():
-            policy_ms = _milliseconds(functools.partial(policy.act, obs.to(asked.device)))
-        told = f"PushCube-v1 on {backend}, {num_envs} copies, {asked.vla}"
-        yield _compared("G", told, env, policy, env_ms, policy_ms, 3, asked.repeats)
+        with _groups(env) as fleets:
+            for vla in asked.vlas:
+                policy = RandomVla(*VLAS[vla], asked.device)
+                alone = OnDevice(policy, torch.device(asked.device))
+                rows_of = {n: obs[:n] for n in (num_envs // k for k in fleets)}
+                with torch.no_grad():
+                    decide = {n: _milliseconds(functools.partial(alone.act, x)) for n, x in rows_of.items()}
+                play = {num_envs: env_ms} if backend == "cpu" else {0: 0.0, num_envs: env_ms}
+                measured = Measured(
+                    _seconds(play), _seconds(decide), 0.0, 2 * len(fleets), shared=asked.device == "cpu"
+                )
+                told = f"PushCube-v1 on {backend}, {num_envs} copies, {vla}"
+                yield _compared("G", told, env, measured, _arms(fleets, policy), 3, asked.repeats)
 
 
 def _alone(env: dict[str, Any], horizon: int) -> tuple[EnvSpec, Observation, float]:
@@ -143,29 +169,19 @@ def _compared(
     part: str,
     name: str,
     env: dict[str, Any],
-    policy: nn.Module,
-    env_ms: float,
-    policy_ms: float,
+    measured: Measured,
+    arms: dict[tuple[str, int], Callable[[], float]],
     chunks: int,
     repeats: int,
-    *,
-    plain: bool = False,
 ) -> list[Row]:
     num_envs = env["num_envs"]
-    with _served(env, policy) as arms:
-        if plain:
-            arms |= {("plain Ray", k): _plain(env, policy, k, chunks) for k in (1, 2)}
-        taken: dict[tuple[str, int], list[float]] = {arm: [] for arm in arms}
-        for turn in range(repeats + 1):
-            for arm, play in arms.items():
-                seconds = play()
-                if turn:  # the first is to warm up
-                    taken[arm].append(seconds)
+    taken: dict[tuple[str, int], list[float]] = {arm: [] for arm in arms}
+    for turn in range(repeats + 1):
+        for arm, play in arms.items():
+            seconds = play()
+            if turn:  # the first is to warm up
+                taken[arm].append(seconds)
     told = []
-    shared = part == "C"
-    cores = (os.cpu_count() or 1) if part != "A" else num_envs
-    times = [{0: 0.0, num_envs: ms / 1000} for ms in (env_ms, policy_ms)]
-    measured = Measured(*times, 0.0, cores, shared)
     for (arm, k), seconds in taken.items():
         median = statistics.median(seconds)
         one = statistics.median(taken[arm, 1])
@@ -174,9 +190,9 @@ def _compared(
         row = Row(
             part,
             name,
-            round(env_ms, 1),
-            round(policy_ms, 1),
-            env["num_envs"] * (env.get("side") or env["image_size"]) ** 2 * 3,
+            round(1000 * measured.play[num_envs], 1),
+            round(1000 * measured.decide[num_envs], 1),
+            num_envs * (env.get("side") or env["image_size"]) ** 2 * 3,
             arm,
             k,
             round(median, 3),
@@ -190,23 +206,41 @@ def _compared(
     return told
 
 
+def _proportional(num_envs: int, env_ms: float, policy_ms: float, cores: int, *, shared: bool = False) -> Measured:
+    """A stage takes part of the environments so much less time."""
+    play, decide = ({0: 0.0, num_envs: ms / 1000} for ms in (env_ms, policy_ms))
+    return Measured(play, decide, 0.0, cores, shared)
+
+
 @contextmanager
-def _served(env: dict[str, Any], policy: nn.Module) -> Iterator[dict[tuple[str, int], Callable[[], float]]]:
-    """One group to four, all of them there from the beginning."""
-    device = str(next(policy.parameters(), torch.zeros(0)).device.type)
-    fleets = {k: OneProcess(Served(env, device, plan=planned(env["num_envs"], k, 1))) for k in (1, 2, 3, 4)}
+def _groups(env: dict[str, Any]) -> Iterator[dict[int, OneProcess]]:
+    """By the number of groups, all of them there from the beginning; simulators' processes are shared out."""
+    fleets: dict[int, OneProcess] = {}
     try:
-        yield {("ours", k): functools.partial(_play, fleet, policy) for k, fleet in fleets.items()}
+        for k in range(1, MOST + 1):
+            own = {"workers": env["workers"] // k} if "workers" in env else {}
+            fleets[k] = OneProcess(Served({**env, **own}, plan=planned(env["num_envs"], k, 1)))
+        yield fleets
     finally:
         for fleet in fleets.values():
             fleet.close()
 
 
-def _play(fleet: OneProcess, policy: nn.Module) -> float:
-    player = cast(Served, fleet.player)
+def _arms(fleets: dict[int, OneProcess], policy: nn.Module) -> dict[tuple[str, int], Callable[[], float]]:
+    return {("ours", k): functools.partial(_play, cast(Served, x.player), policy) for k, x in fleets.items()}
+
+
+def _play(player: Served, policy: nn.Module) -> float:
+    """Seconds of an episode by this policy itself, not by a copy: some are large."""
+    player.own = OwnPolicy(_device(policy))
+    player.own.load(policy)
     player.pipeline.pace = Pace()
-    fleet.start(policy, 0).get()
+    player.pipeline.play(lambda: player.own.actor(greedy=False), seed=0)
     return player.pipeline.pace.seconds
+
+
+def _device(policy: nn.Module) -> str:
+    return next(policy.parameters(), torch.zeros(0)).device.type
 
 
 def _plain(env: dict[str, Any], policy: nn.Module, groups: int, chunks: int) -> Callable[[], float]:
@@ -297,7 +331,7 @@ class RandomVla(nn.Module):
     A picture in patches of 14 pixels, 32 words and a place for each number, through a decoder of random weights.
     """
 
-    def __init__(self, width: int, layers: int, horizon: int = 8):
+    def __init__(self, width: int, layers: int, device: str, horizon: int = 8):
         super().__init__()
         heads = width // 128 or 1
         config = LlamaConfig(
@@ -307,10 +341,12 @@ class RandomVla(nn.Module):
             num_hidden_layers=layers,
             num_attention_heads=heads,
         )
-        self.model, self.horizon = LlamaModel(config), horizon
-        self.eye = nn.Conv2d(3, width, 14, 14)
-        self.words = nn.Parameter(0.02 * torch.randn(1, 32 + 7 * horizon, width))
-        self.head = nn.Linear(width, 1)
+        with torch.device(device):
+            self.model, self.horizon = LlamaModel(config), horizon
+            self.eye = nn.Conv2d(3, width, 14, 14)
+            self.words = nn.Parameter(0.02 * torch.randn(1, 32 + 7 * horizon, width))
+            self.head = nn.Linear(width, 1)
+        self.to(torch.bfloat16).requires_grad_(requires_grad=False)
 
     def act(self, obs: Observation) -> Action:
         picture = next(iter(obs.images.values())).permute(0, 3, 1, 2).to(self.words)
@@ -324,6 +360,10 @@ class RandomVla(nn.Module):
 
 def rows() -> list[Row]:
     return table.read(TABLE, Row)
+
+
+def _seconds(ms: dict[int, float]) -> dict[int, float]:
+    return {n: x / 1000 for n, x in ms.items()}
 
 
 def _milliseconds(run: Callable[[], Any]) -> float:

@@ -1,6 +1,6 @@
 """What reinforcement learning reaches with equal budgets: `python -m benchmarks.rl --arms pushcube_state`.
 
-An arm is `vla.recipes.online` with some settings, for each seed from `runs/rl/ARM_SEED`. Before the first update and
+An arm is `vla.recipes.online` with some settings, for each seed in `runs/rl/ARM_SEED`. Before the first update and
 after the last the same held-out episodes are played greedily; nothing in between is looked at. Rows go to `docs/rl.csv`
 as they finish; what stands there is not run again, and what was interrupted goes on.
 """
@@ -18,13 +18,33 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks import table
-from benchmarks.heads import recipe
+from benchmarks.heads import imitated, recipe
+from vla.run import read_metrics
 from vla.statistics import rate
 
 TABLE = Path(__file__).parents[1] / "docs" / "rl.csv"
 RUNS = Path("runs/rl")
-ARMS = {  # overrides of the recipe; `{seed}` in one, such as the checkpoint `init` begins from, is the seed
-    "pushcube_state": ["experiment=pushcube_state"],
+BY_COMMAND = ("+algorithm.critic.per_command=true", "++algorithm.granularity=command")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Overrides of the recipe, and the task and head of `benchmarks.heads` that it begins from, with the same seed."""
+
+    overrides: tuple[str, ...]
+    begins: tuple[str, str] | None = None
+
+
+PICK = "PickCube-v1"
+ARMS = {
+    "pushcube_state": Arm(("experiment=pushcube_state",)),
+    "pick_token_ppo": Arm(("experiment=pickcube_ppo",), (PICK, "token")),
+    "pick_token_ppo_by_command": Arm(("experiment=pickcube_ppo", *BY_COMMAND), (PICK, "token")),
+    "pick_token_grpo": Arm(("experiment=pickcube_grpo",), (PICK, "token")),
+    "pick_token_grpo_all": Arm(("experiment=pickcube_grpo", "++algorithm.keep=null"), (PICK, "token")),
+    "pick_flow_ppo": Arm(("experiment=pickcube_ppo", "+init_with.chain=sde", "algorithm.lr=2e-5"), (PICK, "flow")),
+    "pick_diffusion_ppo": Arm(("experiment=pickcube_ppo", "+init_with.eta=1"), (PICK, "diffusion")),
+    "lift_flow_ppo": Arm(("experiment=lift_ppo", "+init_with.chain=sde"), ("Lift", "flow")),
 }
 ENDS_ONLY = 1_000_000  # updates from test to test: more than any arm has
 LOCK = Lock()
@@ -34,7 +54,8 @@ LOCK = Lock()
 class Row:
     arm: str
     seed: int
-    env_steps: int  # commands learned from
+    env_steps: int  # commands played
+    kept: float  # share of the episodes that was learned from
     start_k: int
     k: int
     n: int
@@ -58,22 +79,25 @@ def main() -> None:
 
 
 def measure(arm: str, seed: int, episodes: int) -> Row:
-    settings = [x.replace("{seed}", str(seed)) for x in ARMS[arm]]
-    tests = [f"test_episodes={episodes}", f"test_every={ENDS_ONLY}", "videos=0"]
-    learned = recipe("online", RUNS / f"{arm}_{seed}", [*settings, *tests, f"seed={seed}"])
-    row = row_of(arm, seed, learned)
+    begins = ARMS[arm].begins
+    init = [f"init={imitated(*begins, seed)['run_dir']}"] if begins else []
+    tests = [f"test_episodes={episodes}", f"test_every={ENDS_ONLY}", "videos=0", "workers=0", "env.workers=0"]
+    learned = recipe("online", RUNS / f"{arm}_{seed}", [*ARMS[arm].overrides, *init, *tests, f"seed={seed}"])
+    kept = [x["kept"] for x in read_metrics(RUNS / f"{arm}_{seed}") if "kept" in x]
+    row = row_of(arm, seed, learned, sum(kept) / len(kept) if kept else 1.0)
     with LOCK:
         _write([*rows(), row])
     return row
 
 
-def row_of(arm: str, seed: int, summary: dict[str, Any]) -> Row:
+def row_of(arm: str, seed: int, summary: dict[str, Any], kept: float = 1.0) -> Row:
     """From what the program says of its first and its last test."""
     start, final = summary["test"][0], summary["test"][-1]
     return Row(
         arm=arm,
         seed=seed,
         env_steps=summary["env_steps"],
+        kept=round(kept, 3),
         start_k=start["k"],
         k=final["k"],
         n=final["n"],
@@ -89,7 +113,12 @@ def pooled(some: Sequence[Row]) -> list[dict[str, Any]]:
     """Per arm over all seeds."""
     by_arm = {arm: [x for x in some if x.arm == arm] for arm in dict.fromkeys(x.arm for x in some)}
     return [
-        {"arm": arm, "seeds": len(its), **rate(sum(x.k for x in its), sum(x.n for x in its))}
+        {
+            "arm": arm,
+            "seeds": len(its),
+            "start": sum(x.start_k for x in its),
+            **rate(sum(x.k for x in its), sum(x.n for x in its)),
+        }
         for arm, its in by_arm.items()
     ]
 

@@ -5,14 +5,16 @@ from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
+from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.distributions import Beta
 
 from policies.denoising import DenoisingPolicy, Features, Noisy
+from policies.realtime import State, guided_velocity, lengthened
 from vla import chance
 from vla.models.denoisers import Denoiser, TimeEmbedding, UNet1D
 from vla.models.encoder import Encoder
-from vla.types import EnvSpec
+from vla.types import Action, EnvSpec, Observation
 
 CHAINS = ("ode", "sde", "noise")
 
@@ -48,6 +50,31 @@ class FlowPolicy(DenoisingPolicy):
         if chain == "noise":
             self.loudness = Loudness(self.encoder.width)
 
+    def act_along(
+        self,
+        obs: Observation,
+        previous: Float[Tensor, "*batch left action"],
+        weights: Float[Tensor, " left"],
+        max_guidance: float = 5.0,
+    ) -> Action:
+        """A chunk from new noise that goes on from `previous`, the commands left of another one from now on.
+
+        `weights` say from 0 to 1 how much it must keep of each. The velocity alone is followed, whatever the `chain`:
+        nobody can score such a decision.
+        """
+        noise = chance.normal(self.origin.expand(obs.numel(), -1, -1))
+        return self._along(obs, noise, previous, weights, max_guidance)
+
+    def mode_along(
+        self,
+        obs: Observation,
+        previous: Float[Tensor, "*batch left action"],
+        weights: Float[Tensor, " left"],
+        max_guidance: float = 5.0,
+    ) -> Action:
+        """As `act_along`, from a noise that is always the same."""
+        return self._along(obs, self.origin.expand(obs.numel(), -1, -1), previous, weights, max_guidance)
+
     @property
     def num_drawn(self) -> int:
         return {"ode": 0, "sde": 1, "noise": self.steps}[self.chain]
@@ -74,6 +101,48 @@ class FlowPolicy(DenoisingPolicy):
         chunk, noise = noisy - velocity * time, noisy + velocity * (1 - time)
         mean = chunk * (1 - time + delta) + noise * (time - delta - std.square() / (2 * time))
         return fixed, mean, std.expand_as(mean)
+
+    def guided_step(
+        self,
+        features: Features,
+        noisy: Noisy,
+        index: Int[Tensor, " rows"],
+        target: Noisy,
+        weights: Float[Tensor, "horizon action"],
+        max_guidance: float,
+    ) -> Noisy:
+        """The state after a step that also leads towards `target`."""
+        time = self._time(index)
+        velocity = guided_velocity(
+            lambda x: self.denoiser(x, time, features), noisy, time, target, weights, max_guidance
+        )
+        return noisy - velocity / self.steps
+
+    def state_of(self, commands: Float[Tensor, "rows left action"]) -> Float[Tensor, "rows left action"]:
+        """What the last state of a chain would be that says these."""
+        return self.normaliser(commands)
+
+    @torch.no_grad()
+    def _along(
+        self,
+        obs: Observation,
+        state: State,
+        previous: Float[Tensor, "*batch left action"],
+        weights: Float[Tensor, " left"],
+        max_guidance: float,
+    ) -> Action:
+        features, batch = self.encoder(obs.reshape(-1)), obs.batch_size
+        known = self.state_of(previous.reshape(-1, *previous.shape[-2:]).to(state))
+        target, mask = lengthened(known, weights, state)
+        for i in range(self.steps):
+            index = torch.full((len(state),), i, device=state.device)
+            state = self.guided_step(features, state, index, target, mask, max_guidance)
+        return Action(
+            commands=self.commands_of(state).reshape(*batch, self.horizon, -1),
+            log_prob=state.new_zeros(*batch, 0),
+            latent=TensorDict({}, batch),
+            batch_size=batch,
+        )
 
     def _time(self, index: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
         return 1 - index / self.steps

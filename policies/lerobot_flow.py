@@ -62,6 +62,15 @@ class LerobotFlow(FlowPolicy):
     def commands_of(self, state: Float[Tensor, "rows length numbers"]) -> Float[Tensor, "rows horizon action"]:
         return self.whole.after(state[:, : self.horizon, : self.spec.action_dim]).to(state.device)
 
+    def state_of(self, commands: Float[Tensor, "rows left action"]) -> Float[Tensor, "rows left action"]:
+        from lerobot.lerobot_types import TransitionKey
+        from lerobot.processor import NormalizerProcessorStep
+
+        told: Any = {TransitionKey.ACTION: commands.cpu()}
+        for step in self.whole.before.steps:
+            told = step(told) if isinstance(step, NormalizerProcessorStep) else told
+        return told[TransitionKey.ACTION]
+
     def state_dict(self, *args: Any, **options: Any) -> Any:
         """Named as LeRobot does; what is fixed is not kept."""
         return self.whole.state_dict(*args, **options)

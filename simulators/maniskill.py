@@ -35,8 +35,9 @@ LEASH = (0.1, 0.8)  # how far the commanded pose may lead the measured one: metr
 def maniskill(task: str, num_envs: int, workers: int = 0, backend: str = "auto", **options: Any) -> ChunkEnv:
     """`num_envs` copies of a ManiSkill task, on the GPU in one batch or on the CPU in `workers` processes.
 
-    `workers=0` keeps every CPU scene in this process. `options` are those of `ManiSkillEnv`. Raises ValueError for a
-    task that is not there or would start a download, RuntimeError where nothing can render.
+    `workers=0` keeps every CPU scene in this process. Where there is a GPU it draws, if it can, also what the CPU
+    simulates. `options` are those of `ManiSkillEnv`. Raises ValueError for a task that is not there or would start a
+    download, RuntimeError where nothing can render.
     """
     if backend not in ("auto", "cpu", "gpu"):
         raise ValueError(f"backend must be auto, cpu or gpu, got {backend!r}")
@@ -44,7 +45,8 @@ def maniskill(task: str, num_envs: int, workers: int = 0, backend: str = "auto",
     if backend == "gpu" or (backend == "auto" and torch.cuda.is_available()):
         require_vulkan()
         return ManiSkillEnv(task, num_envs=num_envs, backend="gpu", **options)
-    scene = functools.partial(ManiSkillEnv, task, **options)
+    renderer = require_vulkan() if torch.cuda.is_available() else "cpu"
+    scene = functools.partial(ManiSkillEnv, task, **{"renderer": renderer, **options})
     if workers == 0:
         require_vulkan()
         return SceneBatch(scene, num_envs)
@@ -75,6 +77,7 @@ class ManiSkillEnv:
         task: str,
         num_envs: int = 1,
         backend: str = "cpu",
+        renderer: str = "cpu",
         command: CommandKind = "ee_delta",
         robot: str | None = None,
         image_size: int = 128,
@@ -94,7 +97,7 @@ class ManiSkillEnv:
         self.instruction = TASKS[task].instruction if task in TASKS else task.removesuffix("-v1")
         views = views_of(cameras)
         seen_by = sensor_configs(drawing, image_size, views)
-        registered_steps, self.sim = make(task, num_envs, backend, robot, seen_by, reward)
+        registered_steps, self.sim = make(task, num_envs, (backend, renderer), robot, seen_by, reward)
         ink = getattr(self.sim, "MAX_DOTS", None)
         if ink is not None and (max_steps or 0) > ink:
             raise ValueError(f"task {task} has ink for {ink} steps, got max_steps={max_steps}")

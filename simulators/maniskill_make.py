@@ -12,9 +12,12 @@ from simulators.maniskill_tasks import TASKS, Task
 
 
 def make(
-    task: str, num_envs: int, backend: str, robot: str | None, sensors: dict[str, Any], reward: str
+    task: str, num_envs: int, where: tuple[str, str], robot: str | None, sensors: dict[str, Any], reward: str
 ) -> tuple[int, Any]:
-    """The task's registered time limit and the bare simulator; ValueError for what is not on this machine."""
+    """The task's registered time limit and the bare simulator; ValueError for what is not on this machine.
+
+    `where` (cpu, gpu) it simulates and where it draws, if it simulates on the CPU.
+    """
     from unittest import mock
 
     import gymnasium as gym
@@ -22,6 +25,7 @@ def make(
     from mani_skill.utils.logging_utils import logger
     from mani_skill.utils.registration import REGISTERED_ENVS
 
+    backend, renderer = where
     check_task(task)
     logger.setLevel(logging.ERROR)  # it warns of every robot its authors did not list
     known = TASKS.get(task, Task(task, ""))
@@ -35,7 +39,7 @@ def make(
             control_mode="pd_joint_pos",
             reward_mode=_reward_mode(task, reward),
             sim_backend="physx_cpu" if backend == "cpu" else "physx_cuda",
-            render_backend="cpu" if backend == "cpu" else "gpu",
+            render_backend=renderer if backend == "cpu" else "gpu",
             sensor_configs=sensors,
             **chosen,
             **known.options,

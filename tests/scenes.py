@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from twins import ROOM, standing
 
 from simulators.libero import libero
 from simulators.libero_files import ASSETS, CHECKOUT, libero_assets
@@ -14,6 +15,8 @@ from simulators.maniskill import ManiSkillEnv
 from simulators.robosuite import robosuite
 
 ARCHIVES = (CHECKOUT / "data/libero_assets.tar.xz", CHECKOUT.parent / "shared/data/libero_assets.tar.xz")
+# So that a robot does in a step what simulators do, where a command is measured.
+WIDE = {"limits": {**ROOM, "acceleration": 100.0, "angular_acceleration": 1000.0, "lead": 0.2, "angular_lead": 1.0}}
 SHORT = {"libero": "libero_spatial"}
 
 
@@ -34,7 +37,9 @@ def assets() -> str:
 
 
 def scene(simulator: str, task: str, **options):
-    """One copy; `task` of LIBERO is `suite:number`."""
+    """One copy; `task` of LIBERO is `suite:number`, a robot's is the scene of its twin."""
+    if simulator == "franka":
+        return standing("127.0.0.18", max_translation=0.05, max_rotation=0.2, **WIDE, **{**options, "images": False})
     if simulator == "maniskill":
         return ManiSkillEnv(task, **options)
     if simulator == "robosuite":

@@ -73,6 +73,14 @@ def experience(algorithm, policy, seed: int):
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
+def test_all_that_is_learned_is_on_the_device_of_the_policy(name):
+    policy, algorithm = ALGORITHMS[name]
+    parts = algorithm(policy().to("meta")).parts.values()
+    modules = [part for part in parts if isinstance(part, torch.nn.Module)]
+    assert {x.device.type for part in modules for x in part.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_an_update_after_restoring_is_the_one_that_would_have_followed(name):
     make_policy, make_algorithm = ALGORITHMS[name]
     policy = make_policy()

@@ -257,6 +257,18 @@ def test_a_flow_with_chance_scores_what_is_played(kind, folders, obs):
 
 
 @pytest.mark.parametrize("kind", FLOWS)
+def test_a_flow_goes_on_from_the_chunk_before(kind, folders, obs):
+    policy = LerobotFlow(SPEC, str(folders[kind]), chain="ode").eval()
+    with torch.no_grad():
+        free = policy.mode(obs).commands
+        torch.testing.assert_close(policy.commands_of(policy.state_of(free)), free)
+        before = free[:, :2] + 0.1
+        none, some = (policy.mode_along(obs, before, torch.full((2,), w)).commands for w in (0.0, 1.0))
+    assert torch.equal(none, free)
+    assert ((some - free)[:, :2].mean(1) > 0.02).all()
+
+
+@pytest.mark.parametrize("kind", FLOWS)
 def test_pictures_and_prompt_are_read_once_per_decision(kind, folders, obs, monkeypatch):
     policy = LerobotFlow(SPEC, str(folders[kind])).eval()
     model, read = policy.whole.policy.model, []

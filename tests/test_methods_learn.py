@@ -129,7 +129,7 @@ def test_episodes_of_weights_three_updates_old_solve_the_task_if_the_ratio_is_de
 
 
 CHAINS = {
-    "flow, noise": (partial(SmallFlow, chain="noise"), {"lr": 1e-3, "max_kl": 0.05}),
+    "flow, noise": (partial(SmallFlow, chain="noise", spread=(0.3, 0.6)), {"lr": 5e-4, "max_kl": 0.05}),
     "flow, sde": (partial(SmallFlow, chain="sde", noise=1.0), {"lr": 1e-3, "max_kl": 0.1}),
     "diffusion": (partial(SmallDiffusion, eta=1.0, num_scored=3), {"lr": 5e-4, "max_kl": 0.1}),
 }

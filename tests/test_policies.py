@@ -190,7 +190,7 @@ def test_imitation_overfits_a_batch(policy, obs, request):
     copies = 20 if slow else 1  # a denoiser learns one random time of each
     many, chunks = obs.expand(copies, 5).reshape(-1), chunk.repeat(copies, 1, 1)
     optimizer = torch.optim.Adam([p for p in policy.parameters() if p.requires_grad], 5e-3 if slow else 1e-2)
-    for _ in range(200 if slow else 60):
+    for _ in range(300 if slow else 60):
         optimizer.zero_grad()
         policy.imitation_loss(many, chunks).mean().backward()
         optimizer.step()

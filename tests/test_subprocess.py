@@ -220,7 +220,8 @@ def test_an_evaluation_with_killed_workers_equals_one_without(env, tmp_path, mon
     summaries = {}
     for name, parts in {"cut": (env, Assassin(2)), "whole": (PointEnv(4, max_steps=8), Homing(2))}.items():
         with monkeypatch.context() as patch:
-            left = iter(parts)
+            played, actor = parts
+            left = iter((played, lambda policy: policy, actor))  # as they are made: environment, execution, expert
             patch.setattr(evaluate, "instantiate", lambda _, left=left: next(left))
             patch.setattr(env, "close", lambda: None)
             summaries[name] = run(

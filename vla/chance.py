@@ -13,17 +13,25 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 Stream = tuple[int, int, int]  # seed of the episode, the time it is played, number of the decision
-_streams: ContextVar[list[torch.Generator] | None] = ContextVar("streams", default=None)
+_sources: ContextVar[list[tuple[Stream, torch.Generator]] | None] = ContextVar("sources", default=None)
 
 
 @contextmanager
 def drawing_from(streams: Sequence[Stream]) -> Iterator[None]:
     """Inside, row i of whatever is drawn comes from `streams[i]`."""
-    token = _streams.set([torch.Generator().manual_seed(_mixed(stream)) for stream in streams])
+    token = _sources.set([(stream, torch.Generator().manual_seed(_mixed(stream))) for stream in streams])
     try:
         yield
     finally:
-        _streams.reset(token)
+        _sources.reset(token)
+
+
+def streams(rows: int) -> list[Stream]:
+    """Where the chance of each row comes from, for who draws elsewhere; at other times begun by torch's global one."""
+    sources = _sources.get()
+    if sources is None:
+        return [(seed, 0, 0) for seed in integers(2**31, rows).tolist()]
+    return [stream for stream, _ in sources]
 
 
 def normal(like: Float[Tensor, "rows ..."]) -> Float[Tensor, "rows ..."]:
@@ -44,13 +52,13 @@ def choice(logits: Float[Tensor, "rows ... options"]) -> Int[Tensor, "rows ..."]
 
 
 def _rows(like: Tensor, draw: Callable[[Tensor, torch.Generator | None], Tensor]) -> Tensor:
-    streams = _streams.get()
-    if streams is None:
+    sources = _sources.get()
+    if sources is None:
         return draw(torch.empty_like(like), None)
-    if len(streams) != len(like):
-        raise ValueError(f"{len(like)} rows cannot draw from {len(streams)} streams: draw once for all rows of a batch")
+    if len(sources) != len(like):
+        raise ValueError(f"{len(like)} rows cannot draw from {len(sources)} streams: draw once for all rows of a batch")
     drawn = torch.empty(like.shape, dtype=like.dtype)  # on the CPU, so that it is the same for every device
-    for row, source in zip(drawn.unbind(0) if drawn.ndim > 1 else drawn.split(1), streams, strict=True):
+    for row, (_, source) in zip(drawn.unbind(0) if drawn.ndim > 1 else drawn.split(1), sources, strict=True):
         draw(row, source)
     return drawn.to(like.device)
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from tensordict import TensorDict
 from torch import Tensor
 
-from vla.types import Action, Actor, EnvSpec, Observation
+from vla.types import Action, Actor, EnvSpec, Observation, Seeded
 
 UNRELATED = "fold the towel in half"
 SALT = 7919  # or an environment that draws from its seed in the same way would be correlated with `Random`
@@ -65,6 +65,8 @@ class Blind:
 
     def __init__(self, actor: Actor):
         self.actor = actor
+        if isinstance(actor, Seeded):
+            self.begin = actor.begin
 
     def act(self, obs: Observation) -> Action:
         return self.actor.act(obs.replace(images=obs.images.apply(torch.zeros_like)))
@@ -75,6 +77,8 @@ class Told:
 
     def __init__(self, actor: Actor, instruction: Mapping[str, str]):
         self.actor, self.instruction = actor, instruction
+        if isinstance(actor, Seeded):
+            self.begin = actor.begin
 
     def act(self, obs: Observation) -> Action:
         return self.actor.act(obs.replace(instruction=[self.instruction.get(x, UNRELATED) for x in obs.instruction]))
@@ -99,6 +103,16 @@ def staying(obs: Observation, spec: EnvSpec) -> Float[Tensor, "env action"]:
     if _has_gripper(spec):
         command[:, -1] = 1
     return command
+
+
+def staying_after(last: Float[Tensor, "*batch action"], spec: EnvSpec) -> Float[Tensor, "*batch action"]:
+    """The command after `last` that moves nothing, the gripper neither."""
+    if spec.command.kind == "joint_position":
+        return last
+    still = torch.zeros_like(last)
+    if _has_gripper(spec):
+        still[..., -1] = last[..., -1]
+    return still
 
 
 def _in_ball(rng: np.random.Generator, axes: int, radius: float) -> np.ndarray:

@@ -80,6 +80,17 @@ def log_e(wins: int, losses: int) -> float:
     return beta - math.log(math.pi) + (wins + losses) * math.log(2)  # B(1/2, 1/2) is pi
 
 
+def better(first: tuple[int, int], second: tuple[int, int], draws: int = 100_000, seed: int = 0) -> float:
+    """The probability that the first success rate is the higher one, each known by k of n.
+
+    Bayesian: both rates are thought to be any number alike beforehand (Beta(1, 1)), and are drawn from what k of n
+    leave of that.
+    """
+    chance = np.random.default_rng(seed)
+    one, other = (chance.beta(k + 1, n - k + 1, draws) for k, n in (first, second))
+    return float((one > other).mean())
+
+
 def bootstrap(
     values: Sequence[float], level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:

@@ -51,7 +51,6 @@ class PPO:
         max_weight: float = 2.0,
     ):
         self.policy = policy
-        self.critic = critic(policy)
         self.gamma, self.lam, self.value_clip = gamma, lam, value_clip
         self.surrogate = Surrogate(
             clip, dual_clip, granularity, chain_discount, chain_clip, drawn_by(policy), decoupled, max_weight
@@ -59,8 +58,9 @@ class PPO:
         self.epochs, self.minibatch, self.max_kl = epochs, minibatch, max_kl
         self.value_coef, self.max_grad_norm = value_coef, max_grad_norm
         self.optimizer = adamw(policy, lr=lr)
-        add_to(self.optimizer, self.critic, lr=lr if critic_lr is None else critic_lr)
         self.device = device_of(self.optimizer)
+        self.critic = critic(policy).to(self.device)
+        add_to(self.optimizer, self.critic, lr=lr if critic_lr is None else critic_lr)
         self.progress = Progress(critic_only)
         self.parts = {"policy": policy, "critic": self.critic, "optimizer": self.optimizer, "progress": self.progress}
         self.scores_checked = False
