@@ -107,6 +107,11 @@ def test_shifting_moves_down_and_right_and_repeats_the_border():
     assert moved[1, ..., 2].tolist() == [[2, 3, 3, 3], [6, 7, 7, 7], [10, 11, 11, 11]]
 
 
+def test_pictures_are_moved_where_they_are():
+    pictures = torch.zeros(2, 4, 4, 3, dtype=torch.uint8, device="meta")  # not mixed with indices from the CPU
+    assert shifted(pictures, torch.zeros(2, 2, dtype=torch.long, device="meta")).device.type == "meta"
+
+
 def test_the_stream_shifts_by_at_most_what_was_asked_in_all_directions():
     frames = counting(1)
     spot = torch.zeros(1, 6, 5, 3, dtype=torch.uint8)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from vla.data import frames as reading
 from vla.data.chunks import chunks_at
 from vla.data.episodes import EpisodeWriter
-from vla.data.frames import load_frames
+from vla.data.frames import load_column, load_frames
 from vla.types import Action, Camera, Command, EnvSpec, Observation, Rollout
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]  # lerobot: 20 s to import, deprecations
@@ -159,6 +159,46 @@ def test_a_frame_says_when_by_whom_and_in_which_episode_it_was_recorded(tmp_path
     assert table["seed"].to_pylist() == [70, 70, 70, 71, 71]
     exact = load_frames(tmp_path / "data").images["wrist"]
     assert torch.equal(exact, numbered(torch.tensor([0, 1, 2, 100, 101]), CAMERAS[1]))
+
+
+def test_what_is_kept_beside_an_episode_and_said_of_it_comes_back(tmp_path):
+    """Numbers beside the steps, to the last bit; what was taken back is not there, and its seed comes again."""
+    pushed = torch.rand(5, 1, 2, dtype=torch.float64)
+    episode = made_up(0, 4)
+    latent = {**episode.action.latent, "operator.input": pushed[:, 0]}
+    episode = episode.replace(action=episode.action.replace(latent=TensorDict(latent, [5])))
+    beside = {"operator.input": ("x", "y")}
+    with EpisodeWriter(tmp_path, SPEC, images="image", beside=beside) as writer:
+        writer.write(episode, seed=3, label={"success": False, "note": "near"})
+        writer.write(episode, seed=4)
+        assert writer.undo().seed == 4
+        assert writer.next_seed == 4
+        writer.write(episode, seed=4, label={"success": True})
+    with pytest.raises(ValueError, match=r"keeps .* beside its episodes, and this writer"):
+        EpisodeWriter(tmp_path, SPEC, images="image")
+    with EpisodeWriter(tmp_path, SPEC, images="image", beside=beside) as writer:
+        assert [(x.seed, x.label) for x in writer.attempts] == [
+            (3, {"success": False, "note": "near"}),
+            (4, {"success": True}),
+        ]
+        with pytest.raises(ValueError, match="put into the dataset already"):
+            writer.undo()
+    np.testing.assert_array_equal(load_column(tmp_path, "operator.input")[:4], pushed[:4, 0].numpy())
+    assert load_column(tmp_path, "policy.action") is None
+
+
+def test_what_somebody_did_is_left_out_without_chunks_over_the_gap(tmp_path):
+    with EpisodeWriter(tmp_path, SPEC, images="image", sources=("human", "policy")) as writer:
+        writer.write(made_up(0, 6), seed=0, source=["policy", "human", "human", "policy", "human", "policy"])
+        writer.write(made_up(6, 3), seed=1, source="human")
+        writer.write(made_up(9, 2), seed=2, source="policy")
+    everything = load_frames(tmp_path)
+    frames = load_frames(tmp_path, without=["policy"])
+    kept = [1, 2, 4, 6, 7, 8]
+    assert frames.episode_start.tolist() == [0, 2, 3, 6]
+    assert torch.equal(frames.action, everything.action[kept])
+    assert torch.equal(frames.images["front"], everything.images["front"][kept])
+    assert len(load_frames(tmp_path, without=["expert"])) == 11
 
 
 def test_pictures_are_decoded_once_and_again_when_the_dataset_changed(recorded, tmp_path, monkeypatch):

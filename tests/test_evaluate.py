@@ -133,6 +133,26 @@ def test_what_needs_no_checkpoint_is_a_policy_too(name, whole, tmp_path):
     assert figures["policy"] == name
 
 
+@pytest.mark.parametrize(
+    "execution", [["synchronous", "execution.execute=1"], ["ensembled"], ["asynchronous", "execution.execute=1"]]
+)
+def test_chunks_can_be_executed_in_other_ways(execution, whole, policy, tmp_path):
+    figures = run(tmp_path, *sane(policy), f"execution={execution[0]}", *execution[1:])
+    plain, ours = episodes(whole[1]), episodes(tmp_path)
+    assert [x["steps"] for x in ours] == [x["decisions"] for x in ours]
+    assert [x["decisions"] for x in ours] != [x["decisions"] for x in plain]
+    assert set(figures["sanity"]) == set(whole[0]["sanity"])
+    for name in ("zero", "random", "expert"):  # played as they are
+        assert figures["sanity"][name] == whole[0]["sanity"][name]
+
+
+def test_what_cannot_be_executed_is_refused_before_anything_is_played(policy, tmp_path):
+    settings = ["execution=asynchronous", "execution.guided=true"]
+    with pytest.raises(ValueError, match="TokenPolicy cannot: use guided=false"):
+        run(tmp_path, *sane(policy), *settings)
+    assert not (tmp_path / "config.yaml").exists()
+
+
 def test_success_at_the_end_is_another_figure_where_an_episode_goes_on(tmp_path):
     many = ["policy=random", "episodes=16", "++env.num_envs=16"]
     ending = run(tmp_path / "ending", *many)

@@ -140,6 +140,7 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
 
 def find_device(name: str) -> torch.device:
     """`auto` is the first GPU, or the CPU where there is none. ValueError for a GPU that is not there."""
+    torch.backends.cudnn.allow_tf32 = False  # decisions are scored again: rounded, they would look like others
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -154,10 +155,10 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that after an interruption either the old or the new one is there, whole."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that after an interruption either the old or the new one is there, whole."""
     part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
+    part.write_bytes(content.encode() if isinstance(content, str) else content)
     part.replace(path)
 
 

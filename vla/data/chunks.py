@@ -1,5 +1,6 @@
 """Batches of chunks for supervised learning: an observation and the commands that followed it."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -161,10 +162,11 @@ def shifted(
     pictures: UInt8[Tensor, "batch height width 3"], offset: Int[Tensor, "batch 2"]
 ) -> UInt8[Tensor, "batch height width 3"]:
     """Each picture moved down and right by its `offset` in pixels; the border is repeated (DrQ, 2020)."""
+    number = functools.partial(torch.arange, device=pictures.device)
     height, width = pictures.shape[1:3]
-    rows = (torch.arange(height) - offset[:, :1]).clamp(0, height - 1)
-    columns = (torch.arange(width) - offset[:, 1:]).clamp(0, width - 1)
-    return pictures[torch.arange(len(pictures))[:, None, None], rows[:, :, None], columns[:, None, :]]
+    rows = (number(height) - offset[:, :1]).clamp(0, height - 1)
+    columns = (number(width) - offset[:, 1:]).clamp(0, width - 1)
+    return pictures[number(len(pictures))[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
 def recoloured(

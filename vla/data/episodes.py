@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import av
@@ -28,11 +29,12 @@ UNFINISHED = ".unfinished"
 
 @dataclass(frozen=True)
 class Attempt:
-    """An episode that was played: its seed, how it ended, and whether it was kept."""
+    """An episode that was played: its seed, how it ended, whether it was kept, and what a person said of it."""
 
     seed: int
     success: bool
     kept: bool
+    label: Mapping[str, Any] | None = None
 
 
 class EpisodeWriter:
@@ -43,8 +45,9 @@ class EpisodeWriter:
     writer that opens `out` again goes on: with the episodes of an interrupted one, or adding to a finished dataset.
 
     `sources` names who may act (`expert`, `human`, a policy): `source` of a frame is an index into it. `image` pictures
-    are exact, `video` ones small; cameras below 64 pixels are always `image`. Raises ValueError if `out` holds
-    something else, or episodes of an environment that means something else.
+    are exact, `video` ones small; cameras below 64 pixels are always `image`. `beside` names what else is kept of each
+    decision: parts of its latent, and their numbers. Raises ValueError if `out` holds something else, or episodes of an
+    environment that means something else.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class EpisodeWriter:
         env: Mapping[str, Any] | None = None,
         sources: Sequence[str] = ("expert",),
         images: Literal["video", "image"] = "video",
+        beside: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ):
         if spec.control_hz != round(spec.control_hz):
             raise ValueError(f"LeRobotDataset needs a whole number of frames per second, got {spec.control_hz} Hz")
@@ -65,7 +69,7 @@ class EpisodeWriter:
         self.lock = _lock(self.work)
         _install(self.out)
         described = _read_description(self.work / DESCRIPTION.name) or _read_description(self.out / DESCRIPTION)
-        self.description = _describe(spec, env, sources, images, described, self.out)
+        self.description = _describe(spec, env, sources, images, beside, described, self.out)
         _write_atomically(self.work / DESCRIPTION.name, json.dumps(self.description, indent=1))
         self.attempts = [Attempt(**x) for x in self.description["attempts"]]
         self.num_finished = sum(x.kept for x in self.attempts)  # those in the dataset already
@@ -89,13 +93,14 @@ class EpisodeWriter:
         seed: int,
         source: str | Sequence[str] | None = None,
         times: Float[Tensor, " time"] | None = None,
+        label: Mapping[str, Any] | None = None,
     ) -> None:
         """Keep an element of `Rollout.episodes()`: on return it is safe on disk.
 
         `times` says when each frame was seen, in seconds (a host's monotonic clock); without it, simulation time.
         `source` is who acted, in the whole episode or frame by frame; without it, the first of this writer's `sources`.
         """
-        frames = columns(episode, self.spec)
+        frames = columns(episode, self.spec, self.description.get("beside", {}))
         length = len(frames["action"])
         if times is None:
             times = torch.arange(length, dtype=torch.float64) / self.spec.control_hz
@@ -106,13 +111,22 @@ class EpisodeWriter:
         frames |= {"capture.time": times.double(), "source": codes, "seed": torch.full((length,), seed)}
         if wrong := {k: len(v) for k, v in frames.items() if len(v) != length}:
             raise ValueError(f"the episode has {length} frames, but {wrong}: give one value per executed command")
-        attempt = Attempt(seed, success=bool(episode.success.any()), kept=True)
+        attempt = Attempt(seed, success=bool(episode.success.any()), kept=True, label=label)
         metadata = {"task": instruction(episode), "attempt": json.dumps(asdict(attempt))}
         path = self.work / f"episode_{self.num_episodes:06d}.safetensors"
         part = path.with_suffix(".part")
         save_file({k: v.contiguous() for k, v in frames.items()}, part, metadata)
         _settle(part, path)
         self.attempts.append(attempt)
+
+    def undo(self) -> Attempt:
+        """Take back the episode written last, if it is not part of a dataset yet. ValueError if there is none."""
+        staged = self._staged()
+        if not staged:
+            raise ValueError("there is no episode to take back that was not put into the dataset already")
+        staged[-1].unlink()
+        last = max(i for i, x in enumerate(self.attempts) if x.kept)
+        return self.attempts.pop(last)
 
     def skip(self, *, seed: int, success: bool) -> None:
         """Remember that an episode was played but not kept: success rates count all that were tried."""
@@ -157,7 +171,7 @@ class EpisodeWriter:
             shutil.copytree(self.out, target, ignore=shutil.ignore_patterns(UNFINISHED, ".cache"))
             dataset = LeRobotDataset.resume(name, root=target, video_backend="pyav")
         else:
-            described = features(self.spec, self.description["images"])
+            described = features(self.spec, self.description["images"], self.description.get("beside", {}))
             fps = round(self.spec.control_hz)
             dataset = LeRobotDataset.create(name, fps, described, root=target, video_backend="pyav")
         datasets.disable_progress_bars()  # one per episode; opening a dataset turns them on again
@@ -237,6 +251,7 @@ def _describe(
     env: Mapping[str, Any] | None,
     sources: Sequence[str],
     images: str,
+    beside: Mapping[str, Sequence[str]],
     earlier: dict[str, Any] | None,
     out: Path,
 ) -> dict[str, Any]:
@@ -244,11 +259,14 @@ def _describe(
     if earlier is None:
         envs = [dict(env)] if env else []
         fixed = {"spec": spec.to_dict(), "images": images, "sources": list(sources), "attempts": []}
+        fixed |= {"beside": {k: list(v) for k, v in beside.items()}} if beside else {}
         return {"format": 1, **fixed, "envs": envs, "identity": identity()}
     try:
         require_agreement(EnvSpec.from_dict(earlier["spec"]), spec)
     except ValueError as error:
         raise ValueError(f"{out} holds episodes of another environment, name another directory: {error}") from error
+    if (before := earlier.get("beside", {})) != (now := {k: list(v) for k, v in beside.items()}):
+        raise ValueError(f"{out} keeps {before} beside its episodes, and this writer {now}: name another directory")
     envs = earlier["envs"] + ([dict(env)] if env and dict(env) not in earlier["envs"] else [])
     names = earlier["sources"] + [name for name in sources if name not in earlier["sources"]]
     return {**earlier, "envs": envs, "sources": names, "identity": identity()}

@@ -1,5 +1,7 @@
 """What a frame of a dataset holds: the features as LeRobot describes them, and their values in an episode."""
 
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,8 +13,12 @@ PICTURES = "observation.images."
 SMALLEST_VIDEO = 64  # pixels; on much smaller pictures the AV1 encoder ends the whole process
 
 
-def features(spec: EnvSpec, images: str) -> dict[str, dict[str, Any]]:
+def features(
+    spec: EnvSpec, images: str, beside: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> dict[str, dict[str, Any]]:
     """Feature name -> dtype, shape and names of its numbers. `images` is `video` or `image`.
+
+    What is kept `beside` it is of 64-bit numbers with these names.
 
     `action` is the command that was executed, `action.requested` the one the actor asked for. `next.done` is True in an
     episode's last frame, `next.terminated` only if the task ended there. `capture.time` is in seconds.
@@ -33,11 +39,16 @@ def features(spec: EnvSpec, images: str) -> dict[str, dict[str, Any]]:
         "capture.time": _numbers("float64"),
         "source": _numbers("int64"),
         "seed": _numbers("int64"),
+        **{name: _numbers("float64", list(names)) for name, names in beside.items()},
     }
 
 
-def columns(episode: Rollout, spec: EnvSpec) -> dict[str, Tensor]:
+def columns(
+    episode: Rollout, spec: EnvSpec, beside: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> dict[str, Tensor]:
     """Feature name -> one row per executed command. ValueError if the episode does not fit `spec`.
+
+    What is kept `beside` it is part of the decision's latent, by the same name.
 
     The observation an episode ended in is not a frame: no command was given there. What the actor asked for is its
     `latent["requested"]` where it says so (an actor that disturbs its own commands), otherwise its commands.
@@ -54,8 +65,9 @@ def columns(episode: Rollout, spec: EnvSpec) -> dict[str, Tensor]:
     values["observation.state"] = rows.obs.proprio.float()
     values["action"] = rows.executed[:, 0].float()
     values["action.requested"] = requested[:, 0].float()
+    values |= {name: rows.action.latent[name].double() for name in beside}
     for name, value in values.items():
-        shape = tuple(features(spec, "image")[name]["shape"])
+        shape = tuple(features(spec, "image", beside)[name]["shape"])
         if tuple(value.shape[1:]) != shape:
             raise ValueError(f"{name} has shape {tuple(value.shape[1:])} per frame, but its spec says {shape}")
     values["next.reward"] = rows.reward.float()

@@ -26,7 +26,7 @@ from vla.rollout import TEST_SEEDS
 from vla.types import Camera, Command, EnvSpec
 
 DESCRIPTION = Path("meta/armature.json")
-COLUMNS = {"index", "task_index", "observation.state", "next.reward", "next.success", "next.terminated"}
+COLUMNS = {"index", "task_index", "observation.state", "next.reward", "next.success", "next.terminated", "source"}
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,30 @@ class Frames:
             **{name: getattr(self, name)[rows] for name in named},
         )
 
+    def where(self, wanted: Bool[Tensor, " frame"]) -> "Frames":
+        """Only these; an episode becomes several where frames between are left out, so that no chunk has a gap."""
+        rows = wanted.nonzero().flatten()
+        begins = torch.zeros(len(self) + 1, dtype=torch.bool)
+        begins[self.episode_start] = True
+        new = begins[:-1] | ~torch.cat([torch.zeros(1, dtype=torch.bool), wanted[:-1]])
+        starts = new[rows].nonzero().flatten()
+        named = ("proprio", "action", "reward", "success", "terminated", "task")
+        return replace(
+            self,
+            images={name: pictures[rows] for name, pictures in self.images.items()},
+            episode_start=torch.cat([starts, torch.tensor([len(rows)])]),
+            **{name: getattr(self, name)[rows] for name in named},
+        )
 
-def load_frames(directory: Path | str, *, label: str = "action", command: Command | None = None) -> Frames:
+
+def load_frames(
+    directory: Path | str, *, label: str = "action", command: Command | None = None, without: Sequence[str] = ()
+) -> Frames:
     """Read the dataset in `directory`. Its pictures are decoded once and kept below `directory/.cache`.
 
     `label` is the feature to learn: `action`, what was executed, or `action.requested`, what the actor asked for, which
-    are not the same where an expert was disturbed. A dataset of another origin does not say what its commands mean:
+    are not the same where an expert was disturbed. What was done by those named in `without` is left out (`policy`: of
+    corrections what a person did stays). A dataset of another origin does not say what its commands mean:
     tell by `command`. Raises FileNotFoundError where there is no dataset and ValueError naming what is missing in it.
     """
     directory = Path(directory)
@@ -86,6 +104,7 @@ def load_frames(directory: Path | str, *, label: str = "action", command: Comman
     spec = _read_spec(directory, info, label, command)
     keys = [key for key, x in info["features"].items() if x["dtype"] in ("video", "image")]
     table = _read_table(directory / "data", "index", sorted(COLUMNS & set(info["features"]) | {label}))
+    wanted = _by_others(table, directory, without)
     episodes = _read_table(directory / "meta" / "episodes", "episode_index")
     pictures = cached(directory, {key: _Pictures(directory, info, key, episodes).read for key in keys})
     frames = len(table["index"])
@@ -93,7 +112,7 @@ def load_frames(directory: Path | str, *, label: str = "action", command: Comman
     tasks = pd.read_parquet(directory / "meta" / "tasks.parquet")
     if [len(x) for x in pictures.values()] != [frames] * len(keys) or info["total_frames"] != frames:
         raise ValueError(f"{directory} is damaged: it says {info['total_frames']} frames and holds {frames}")
-    return Frames(
+    everything = Frames(
         spec=spec,
         images={_camera_name(key): torch.from_numpy(pictures[key]) for key in keys},
         proprio=_numbers(table["observation.state"]),
@@ -105,6 +124,24 @@ def load_frames(directory: Path | str, *, label: str = "action", command: Comman
         instructions=tuple(tasks.sort_values("task_index").index),
         episode_start=torch.cat([torch.zeros(1, dtype=torch.long), episode_rows]),
     )
+    return everything if wanted.all() else everything.where(wanted)
+
+
+def _by_others(table: pa.Table, directory: Path, names: Sequence[str]) -> Bool[Tensor, " frame"]:
+    """Which frames were done by somebody else than these; all of them where nobody of that name takes part."""
+    path = directory / DESCRIPTION
+    known = json.loads(path.read_text()).get("sources", []) if path.exists() else []
+    codes = [i for i, name in enumerate(known) if name in names]
+    return ~torch.isin(_column(table, "source", -1.0).long(), torch.tensor(codes, dtype=torch.long))
+
+
+def load_column(directory: Path, name: str) -> Float[np.ndarray, "frame size"] | None:
+    """One more feature of every frame, in 64 bits; None if the dataset does not have it."""
+    if name not in _read_info(directory)["features"]:
+        return None
+    rows = _read_table(directory / "data", "index", ["index", name])[name].combine_chunks()
+    flat = rows.flatten() if pa.types.is_nested(rows.type) else rows
+    return flat.to_numpy(zero_copy_only=False).reshape(len(rows), -1).astype(np.float64)
 
 
 def require_no_test_episodes(directory: Path | str) -> None:

@@ -2,12 +2,14 @@
 
 import json
 import logging
+import os
 import sys
 from collections import Counter
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -18,6 +20,7 @@ from vla.comparison import compare, earlier_episodes
 from vla.evaluation import Episode, OnDevice, Watcher
 from vla.identity import fingerprint
 from vla.program import Figures, program
+from vla.remote import TOKEN, RemotePolicy, is_address
 from vla.rollout import TEST_SEEDS, Greedy
 from vla.run import Run, load_policy, write_atomically
 from vla.sanity import Blind, Told, ignorant, wrong_instructions
@@ -36,10 +39,15 @@ def evaluate(cfg: DictConfig) -> Figures:
     seeds = range(cfg.seed, cfg.seed + cfg.episodes)
     config = cast(dict[str, Any], OmegaConf.to_container(cfg.env, resolve=True))
     earlier = None if cfg.against is None else earlier_episodes(Path(cfg.against), config, seeds)
-    policy = None if cfg.policy.path in NAMED else load_policy(cfg.policy.path).to(run.device)
-    with closing(instantiate(cfg.env)) as env:
-        actor = _named(cfg, env.spec) if policy is None else _placed(policy, env.spec, run, cfg)
+    policy = load_policy(cfg.policy.path).to(run.device) if _is_checkpoint(cfg.policy.path) else None
+    with ExitStack() as stack:
+        env = stack.enter_context(closing(instantiate(cfg.env)))
+        if is_address(cfg.policy.path):
+            policy = stack.enter_context(closing(_served(cfg, cfg.policy.path, env.spec)))
+        executed = instantiate(cfg.execution)(_named(cfg, cfg.policy.path, env.spec) if policy is None else policy)
+        actor = executed if policy is None else _placed(executed, policy.spec, env.spec, run.device, cfg)
         said: dict[str, str] = getattr(env, "fingerprint", dict)()
+        _require_same(run.dir, policy)
         run.restore({})
         task = said.get("task", "")
         watch = _films(run.dir / "videos", cfg.videos, env.spec.control_hz)
@@ -50,11 +58,13 @@ def evaluate(cfg: DictConfig) -> Figures:
         **evaluation.success_rates(done),
         "tasks": evaluation.per_task(done),
         "policy": str(cfg.policy.path),
+        **({"served": policy.name} if isinstance(policy, RemotePolicy) else {}),
         "seeds": [seeds[0], seeds[-1]],
         "held_out": _held_out(seeds),
         "mean_return": sum(x.total_reward for x in done) / len(done),
         **evaluation.times_to_success(done),
         **({"lost_episodes": lost.total()} if lost else {}),
+        **({"starved_commands": executed.starved} if getattr(executed, "starved", 0) else {}),
         **({"sanity": checks} if checks else {}),
         **({"against": {"run_dir": str(cfg.against), **compare(done, earlier)}} if earlier else {}),
         "fingerprint": fingerprint(config, said),
@@ -80,10 +90,38 @@ def _held_out(seeds: range) -> bool:
     return False
 
 
-def _named(cfg: DictConfig, spec: EnvSpec) -> Actor:
-    if cfg.policy.path in ignorant(spec):
-        return ignorant(spec)[cfg.policy.path]
-    return _expert(cfg, spec)
+def player(cfg: DictConfig, path: str, spec: EnvSpec, device: torch.device) -> Actor:
+    """The policy of a checkpoint, an address or a name, executed as `cfg.execution` says."""
+    if path in NAMED:
+        return instantiate(cfg.execution)(_named(cfg, path, spec))
+    policy = _served(cfg, path, spec) if is_address(path) else load_policy(path).to(device)
+    return _placed(instantiate(cfg.execution)(policy), policy.spec, spec, device, cfg)
+
+
+def _is_checkpoint(path: str) -> bool:
+    return path not in NAMED and not is_address(path)
+
+
+def _served(cfg: DictConfig, address: str, spec: EnvSpec) -> RemotePolicy:
+    try:
+        return RemotePolicy(address, spec, cfg.deadline, os.environ.get(TOKEN), pictures=cfg.pictures)
+    except OSError as error:
+        raise ValueError(f"policy={address}: {error}") from error
+
+
+def _require_same(directory: Path, policy: Policy | None) -> None:
+    """What an address serves may have changed since this evaluation was begun; a checkpoint's name says it."""
+    if not isinstance(policy, RemotePolicy):
+        return
+    place = directory / "served.json"
+    before = json.loads(place.read_text()) if place.exists() else policy.name
+    if before != policy.name:
+        raise ValueError(f"{policy.url} served {before} when this began, and now {policy.name}: start a new run")
+    write_atomically(place, json.dumps(before) + "\n")
+
+
+def _named(cfg: DictConfig, name: str, spec: EnvSpec) -> Actor:
+    return ignorant(spec)[name] if name in ignorant(spec) else _expert(cfg, spec)
 
 
 def _expert(cfg: DictConfig, spec: EnvSpec) -> Actor:
@@ -94,11 +132,11 @@ def _expert(cfg: DictConfig, spec: EnvSpec) -> Actor:
     return instantiate(cfg.expert)
 
 
-def _placed(policy: Policy, spec: EnvSpec, run: Run, cfg: DictConfig) -> Actor:
-    """The policy as it is to act."""
-    require_agreement(policy.spec, spec)
-    actor: Actor = Greedy(policy) if cfg.greedy else policy
-    return actor if run.device.type == "cpu" else OnDevice(actor, run.device)
+def _placed(executed: Actor, trained: EnvSpec, spec: EnvSpec, device: torch.device, cfg: DictConfig) -> Actor:
+    """The policy, executed in some way, as it is to act."""
+    require_agreement(trained, spec)
+    actor: Actor = Greedy(executed) if cfg.greedy else executed
+    return actor if device.type == "cpu" else OnDevice(actor, device)
 
 
 def _films(directory: Path, videos: int | str, hz: float) -> Watcher:

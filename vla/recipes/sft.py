@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ class Work:
 
     def __init__(self, cfg: DictConfig, device: torch.device):
         weights = weights_of(cfg.data)
-        datasets = [_split(load(name, cfg.label), cfg.validation) for name in weights]
+        datasets = [_split(load(name, cfg.label, cfg.get("without", ())), cfg.validation) for name in weights]
         self.shown = [x for x, _ in datasets]
         for other in self.shown[1:]:
             require_agreement(self.shown[0].spec, other.spec)
@@ -122,10 +122,10 @@ def weights_of(data: str | ListConfig | DictConfig) -> dict[str, float]:
     return dict.fromkeys([plain] if isinstance(plain, str) else [str(x) for x in plain or []], 1.0)
 
 
-def load(directory: Path | str, label: str) -> Frames:
-    """A dataset that holds no test episodes."""
+def load(directory: Path | str, label: str, without: Sequence[str] = ()) -> Frames:
+    """A dataset that holds no test episodes, less what was done by those named in `without`."""
     require_no_test_episodes(directory)
-    return load_frames(directory, label=label)
+    return load_frames(directory, label=label, without=list(without))
 
 
 @torch.no_grad()
