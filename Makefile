@@ -2,21 +2,24 @@
 PYTHON := .venv/bin/python
 RUN := runs/demo
 
-.PHONY: setup demo test test-all check bench lock clean
+.PHONY: setup for-tests demo test test-all check bench lock clean
 
 setup:
 	@.ci/setup
 
+for-tests:
+	@.ci/for-tests
+
 demo: setup
 	$(PYTHON) -m vla.recipes.demo run_dir=$(RUN)
 
-test: setup
+test: setup for-tests
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile -m "not slow" $(ARGS)
 
-test-all: setup
+test-all: setup for-tests
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile $(ARGS)
 
-check: setup
+check: setup for-tests
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy

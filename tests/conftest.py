@@ -4,6 +4,8 @@ import hypothesis
 import pytest
 import torch
 
+import simulators  # noqa: F401 - before MuJoCo, which it has draw without a screen
+
 hypothesis.settings.register_profile("torch", deadline=None)  # the first call into torch takes seconds
 hypothesis.settings.load_profile("torch")
 torch.set_num_threads(1)  # also for fixtures of a whole file: a process that has used several cannot be forked safely

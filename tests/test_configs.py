@@ -22,7 +22,8 @@ NOT_FOR = {
     "sft": {"algorithm/distill", "algorithm/ppo"},
     "online": {"algorithm/sft", "algorithm/one_step"},
 }
-ONLY_FOR = {"experiment/pushcube_state": "online"}  # names an algorithm, which most programs have none of
+# An experiment that names an algorithm is not for the programs that have none.
+ONLY_FOR = {x: "online" for x in OPTIONS if "override /algorithm:" in (CONFIGS / f"{x}.yaml").read_text()}
 
 
 def groups_of(program: str) -> set[str]:

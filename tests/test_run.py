@@ -232,12 +232,12 @@ def test_a_file_is_replaced_as_a_whole(tmp_path, monkeypatch):
     path = tmp_path / "x.json"
     write_atomically(path, "old")
 
-    def torn(self, text):
-        with open(self, "w") as file:
-            file.write(text[:1])
+    def torn(self, content):
+        with open(self, "wb") as file:
+            file.write(content[:1])
         raise OSError("disk full")
 
-    monkeypatch.setattr(Path, "write_text", torn)
+    monkeypatch.setattr(Path, "write_bytes", torn)
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, "new")
     assert path.read_text() == "old"
@@ -249,6 +249,7 @@ def test_devices():
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="no usable GPU; use device=cpu"):
             find_device("cuda")
+    assert not torch.backends.cudnn.allow_tf32  # or decisions, scored again on a GPU, are not those that were made
 
 
 def test_a_policy_comes_back_as_it_was(tmp_path):
