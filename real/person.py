@@ -1,0 +1,151 @@
+"""A person who moves a robot from a page: what they push is a command, and silence is none."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from tensordict import TensorDict
+from torch import Tensor
+
+from vla import geometry
+from vla.types import Action, Actor, EnvSpec, Observation, Seeded
+
+SILENCE = 0.25  # seconds after which what was pushed last does not count any more
+HOLDS_ON = 0.5  # seconds after their last push in which a person still decides instead of the policy
+INPUT = ("x", "y", "z", "rotation_x", "rotation_y", "rotation_z", "gripper", "speed", "tool_frame", "clutch", "heard")
+HUMAN, POLICY = "human", "policy"
+
+
+@dataclass(frozen=True)
+class Input:
+    """What is pushed: shares from -1 to 1 of the longest step, along and about x, y and z of the base or the tool.
+
+    With `clutch` nothing moves. `heard` is when it came, in seconds of the host's monotonic clock.
+    """
+
+    axes: tuple[float, ...] = (0.0,) * 6
+    speed: float = 1.0
+    tool_frame: bool = False
+    clutch: bool = False
+    heard: float = -math.inf
+
+    def __post_init__(self) -> None:
+        if len(self.axes) != 6 or not all(abs(x) <= 1 for x in self.axes):
+            raise ValueError(f"axes are six numbers from -1 to 1, got {self.axes}")
+        if not 0 < self.speed <= 1:
+            raise ValueError(f"speed is a share up to 1, got {self.speed}")
+
+    @classmethod
+    def read(cls, message: Mapping[str, Any], heard: float) -> "Input":
+        """ValueError for what is none."""
+        try:
+            axes, speed = tuple(float(x) for x in message["axes"]), float(message["speed"])
+            return cls(axes, speed, bool(message["tool_frame"]), bool(message["clutch"]), heard)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"an input has axes, speed, tool_frame and clutch: {error}") from error
+
+    @property
+    def pushes(self) -> bool:
+        return not self.clutch and any(self.axes)
+
+    def numbers(self, gripper: float, now: float) -> list[float]:
+        """Those of INPUT; `heard` is how long ago, and a day where nothing was ever heard."""
+        flags = float(self.tool_frame), float(self.clutch)
+        return [*self.axes, gripper, self.speed, *flags, min(now - self.heard, 86_400.0)]
+
+
+class Person:
+    """Whoever is at the page, as an actor; with a `policy` they take over from it while they push, and after `take`.
+
+    The gripper stays as it is, whoever had it last, until somebody says otherwise. `source` and `beside` are of the
+    decision made last. Raises ValueError for commands that a person
+    cannot push, or more than one robot.
+    """
+
+    def __init__(self, spec: EnvSpec, policy: Actor | None = None, clock: Callable[[], float] = time.monotonic):
+        if spec.num_envs != 1 or spec.command.kind != "ee_delta" or spec.command.max_translation is None:
+            raise ValueError(
+                f"a person moves the tool of one robot: ee_delta commands, env.num_envs=1; got {spec.command}, "
+                f"{spec.num_envs} copies"
+            )
+        self.spec, self.policy, self.clock = spec, policy, clock
+        self.input = Input()
+        self.opening = 1.0  # of the gripper, as it was decided last
+        self.taken = policy is None  # the person decides, whether they push or not
+        self.pushed = -math.inf
+        self.planned: list[Tensor] = []  # what is left of the policy's chunk
+        self.source = HUMAN
+        self.kept: dict[str, Tensor] = {}
+        self.meant = torch.zeros(1, spec.action_dim)  # what the policy would do
+        self.can_turn = any(part == "rotation" for part, _ in spec.proprio)
+
+    def hear(self, message: Mapping[str, Any]) -> None:
+        """What a page sends, from any thread. ValueError for what is no input."""
+        self.input = Input.read(message, self.clock())
+
+    def grip(self, opening: float) -> None:
+        """From 0, closed, to 1. ValueError for anything else."""
+        if not 0 <= opening <= 1:
+            raise ValueError(f"opening is from 0 to 1, got {opening}")
+        self.opening, self.pushed = opening, self.clock()
+
+    def silence(self) -> None:
+        """Nobody is there any more."""
+        self.input = Input()
+
+    def take(self, *, over: bool) -> None:
+        """Take over from the policy, or give it back."""
+        self.taken = over or self.policy is None
+
+    def begin(self, seed: int) -> None:
+        self.planned, self.pushed, self.opening = [], -math.inf, 1.0
+        self.taken = self.policy is None
+        if isinstance(self.policy, Seeded):
+            self.policy.begin(seed)
+
+    def act(self, obs: Observation) -> Action:
+        now, given = self.clock(), self.input
+        heard = now - given.heard <= SILENCE
+        if heard and given.pushes:
+            self.pushed = now
+        human = self.taken or now - self.pushed < HOLDS_ON
+        command = self._command(given if heard else Input(), obs)
+        self.source = HUMAN if human else POLICY
+        self.kept = {"operator.input": torch.tensor([given.numbers(self.opening, now)], dtype=torch.float64)}
+        if self.policy is not None:
+            self.meant = self._policy(obs, over=human)
+            self.kept["policy.action"] = self.meant.double()
+            if not human:
+                command = self.meant
+                self.opening = command[0, -1].item() if self.spec.action_dim == 7 else self.opening
+        return Action(commands=command[:, None], log_prob=torch.zeros(1, 0), latent=TensorDict({}, [1]), batch_size=[1])
+
+    def beside(self) -> Mapping[str, Tensor]:
+        return self.kept
+
+    def _policy(self, obs: Observation, *, over: bool) -> Float[Tensor, "1 action"]:
+        """What it decides. While a person acts it looks anew at every step, as what it had planned is of no use."""
+        assert self.policy is not None
+        if over or not self.planned:
+            self.planned = list(self.policy.act(obs).commands.unbind(1))
+        return self.planned.pop(0)
+
+    def _command(self, given: Input, obs: Observation) -> Float[Tensor, "1 action"]:
+        """Metres and radians in the base's frame."""
+        share = 0.0 if given.clutch else given.speed
+        axes = torch.tensor([given.axes], dtype=torch.float32)
+        move, turn = (geometry.limit_norm(x, 1.0) * share for x in (axes[:, :3], axes[:, 3:]))
+        if given.tool_frame and self.can_turn:
+            tool = self._tool(obs)
+            move, turn = geometry.rotate(tool, move), geometry.rotate(tool, turn)
+        move, turn = move * (self.spec.command.max_translation or 0.0), turn * (self.spec.command.max_rotation or 0.0)
+        return torch.cat([move, turn, torch.tensor([[self.opening]])], -1)[:, : self.spec.action_dim]
+
+    def _tool(self, obs: Observation) -> Float[Tensor, "1 4"]:
+        """How the tool is turned, of the first two columns of its rotation matrix."""
+        x, y = obs.proprio[:, self.spec.proprio_slice("rotation")].split(3, -1)
+        return geometry.from_matrix(torch.stack([x, y, torch.linalg.cross(x, y)], -1))
