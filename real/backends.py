@@ -86,10 +86,10 @@ class FrankyBackend:
         self.franky, self.gains = franky, gains
         enforce = is_realtime()
         config = franky.RealtimeConfig.Enforce if enforce else franky.RealtimeConfig.Ignore
-        self.robot: Any = franky.Robot(address, realtime_config=config)
+        with ordinary():
+            self.robot: Any = franky.Robot(address, realtime_config=config)
         self.robot.set_collision_behavior(gains.collision_torque, gains.collision_force)
         self.tracker: Any = None
-        ordinary()
 
     def state(self) -> RobotState:
         state = self._translated(lambda: self.robot.state)
@@ -276,15 +276,17 @@ def is_realtime() -> bool:
 @contextlib.contextmanager
 def realtime() -> Iterator[None]:
     """Threads begun within get the highest priority, which they take over from this one, where that is allowed."""
-    with contextlib.suppress(PermissionError):
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(99))
+    with ordinary():
+        with contextlib.suppress(PermissionError):
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(99))
+        yield
+
+
+@contextlib.contextmanager
+def ordinary() -> Iterator[None]:
+    """Back among the others afterwards: clients' constructors raise the thread that calls them, also if they fail."""
     try:
         yield
     finally:
-        ordinary()
-
-
-def ordinary() -> None:
-    """Back among the others: a client's constructor raises the thread that calls it, which must not stay so."""
-    with contextlib.suppress(PermissionError):
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        with contextlib.suppress(PermissionError):
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))

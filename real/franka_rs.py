@@ -23,12 +23,12 @@ class FrankaRsBackend:
         import franka
 
         self.franka, self.gains = franka, gains
-        self.robot: Any = franka.Robot(address, realtime="enforce" if is_realtime() else "ignore")
+        with ordinary():
+            self.robot: Any = franka.Robot(address, realtime="enforce" if is_realtime() else "ignore")
         torque, force = [gains.collision_torque] * 7, [gains.collision_force] * 6
         self.robot.set_collision_behavior_simple(torque, torque, force, force)
         self.session: Any = None
         self.goal: Vector | None = None  # joint angles it is on its way to
-        ordinary()
 
     def state(self) -> RobotState:
         source = self.robot.read_once if self.session is None else self.session.state

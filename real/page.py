@@ -3,29 +3,26 @@
 import asyncio
 import contextlib
 import json
-import secrets
-import socket
-import threading
 from pathlib import Path
 from typing import Any, cast
 
-import uvicorn
-from fastapi import FastAPI, WebSocket, WebSocketDisconnect
+from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import HTMLResponse, Response
 
 from real.board import Board
+from real.reviewing import Reviewing
+from real.web import Web, same_origin
 
 PAGE = Path(__file__).with_name("page.html")
 EVERY = 0.05  # seconds between looks at the board
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-class Page:
-    """Serves a board until `close`. Elsewhere than on this machine it takes the token that is in its `url`.
+class Page(Web):
+    """Serves a board until `close`, see `Web`; and below `/review` the dataset in the directory `review`, if any.
 
     One page operates, the first; others watch, and can only stop what moves. When it goes, the next that says
     something operates. A browser is only listened to on pages that came from here: the origin of its socket must be
-    this address. With `certificate` and `key` (PEM files) all of it is encrypted.
+    this address.
     """
 
     def __init__(
@@ -36,38 +33,22 @@ class Page:
         certificate: str | None = None,
         key: str | None = None,
         page: Path = PAGE,
+        review: Path | None = None,
     ):
         self.board, self.page, self.operator = board, page, cast(WebSocket | None, None)
-        self.token = "" if host in LOOPBACK else secrets.token_urlsafe(12)
-        for name, file in (("certificate", certificate), ("key", key)):
-            if (certificate is None) != (key is None) or (file is not None and not Path(file).is_file()):
-                raise ValueError(f"page.{name}={file}: needs a certificate and its key, both PEM files")
-        config = uvicorn.Config(
-            self._app(), log_level="warning", ws="websockets-sansio", ssl_certfile=certificate, ssl_keyfile=key
-        )
-        self.listening = _listen(host, port)
-        port = self.listening.getsockname()[1]
-        scheme = "http" if certificate is None else "https"
-        self.url = f"{scheme}://{host}:{port}/" + (f"?token={self.token}" if self.token else "")
-        self.server = uvicorn.Server(config)
-        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.listening]}, daemon=True)
-        self.thread.start()
+        self.review = review
+        super().__init__(host, port, certificate, key)
 
-    def close(self) -> None:
-        self.server.should_exit = True
-        self.thread.join(3.0)
-        self.listening.close()
-
-    def _app(self) -> FastAPI:
+    def app(self) -> FastAPI:
         app = FastAPI(openapi_url=None)
 
         @app.get("/")
-        def page(token: str = "") -> Response:
-            return HTMLResponse(self.page.read_text()) if self._knows(token) else Response(status_code=403)
+        def page(request: Request) -> Response:
+            return HTMLResponse(self.page.read_text()) if self.knows(request) else Response(status_code=403)
 
         @app.websocket("/socket")
-        async def speak(socket: WebSocket, token: str = "") -> None:
-            if not self._knows(token) or not _same_origin(socket):
+        async def speak(socket: WebSocket) -> None:
+            if not self.knows(socket) or not same_origin(socket):
                 await socket.close(code=4003)
                 return
             await socket.accept()
@@ -84,10 +65,9 @@ class Page:
                     self.operator = None
                     self.board.gone()
 
+        if self.review is not None:
+            app.include_router(Reviewing(self.review).router(self.knows))
         return app
-
-    def _knows(self, token: str) -> bool:
-        return secrets.compare_digest(token, self.token)
 
     async def _operate(self, socket: WebSocket) -> bool:
         """Whether this page operates, which it does from now on if no other one does."""
@@ -126,17 +106,3 @@ class Page:
                             sent[name] = jpeg
                             await socket.send_bytes(len(name).to_bytes(1) + name.encode() + jpeg)
                 await asyncio.sleep(EVERY)
-
-
-def _same_origin(socket: WebSocket) -> bool:
-    """A page of another site, open in the same browser, must not move a robot."""
-    origin = socket.headers.get("origin", "")
-    return origin.partition("//")[2] == socket.headers.get("host", "") or not origin
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """ValueError if the port is taken."""
-    try:
-        return socket.create_server((host, port))
-    except OSError as error:
-        raise ValueError(f"page.host={host} page.port={port}: cannot listen there ({error}); choose another") from error

@@ -1,9 +1,12 @@
 """Collecting demonstrations and corrections by hand: `python -m real.teleop env=maniskill out=DIR`, and a browser."""
 
+import contextlib
 import getpass
 import json
 import logging
+import math
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +29,7 @@ from vla.types import Env
 
 log = logging.getLogger(__name__)
 PAGE = Path(__file__).with_name("teleop.html")
+GONE = 10.0  # seconds without a page, after which nobody looks through what was recorded
 
 
 def teleop(cfg: DictConfig) -> Figures:
@@ -42,10 +46,8 @@ def teleop(cfg: DictConfig) -> Figures:
         kept = beside(env.spec, policy=policy is not None)
         desk = Desk(getattr(env, "stop", lambda _: None), person)
         paced: Env = env if hasattr(env, "home") else Paced(env)
-        with (
-            EpisodeWriter(cfg.out, env.spec, env=config, sources=SOURCES, images=cfg.images, beside=kept) as writer,
-            closing(Page(desk, **cfg.page, page=PAGE)) as page,
-        ):
+        writer = EpisodeWriter(cfg.out, env.spec, env=config, sources=SOURCES, images=cfg.images, beside=kept)
+        with writer, closing(Page(desk, **cfg.page, page=PAGE, review=Path(cfg.out))) as page:
             sys.stderr.write(f"teleop: open {page.url}\n")
             hz = env.spec.control_hz
             desk.show(control_hz=hz, top_speed=(env.spec.command.max_translation or 0.0) * hz)  # m/s
@@ -56,8 +58,27 @@ def teleop(cfg: DictConfig) -> Figures:
                 recorder.play()
             except Quit:
                 log.warning(f"ended by the operator; the same command goes on with {cfg.out}")
-            desk.show(phase="done")
+            desk.show(phase="writing")
+            writer.close()
+            _look_through(desk, page)
         return _figures(writer, str(cfg.out))
+
+
+def _look_through(desk: Desk, page: Page) -> None:
+    """While somebody is there, until they say that it is enough."""
+    seen = -math.inf
+
+    def there() -> None:
+        nonlocal seen
+        now = time.monotonic()
+        seen = now if page.operator is not None else seen
+        if now - seen > GONE:
+            raise Quit
+
+    desk.show(phase="done")
+    with contextlib.suppress(Quit):
+        there()
+        desk.wait("quit", meanwhile=there)
 
 
 def _by_hand(cfg: DictConfig) -> DictConfig:

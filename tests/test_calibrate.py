@@ -14,7 +14,7 @@ import mujoco
 import numpy as np
 import pytest
 from scipy.spatial.transform import RigidTransform, Rotation
-from twins import ROOM, running
+from twins import BUSY, ROOM, running
 
 from real import calibrate, fr3
 from real.calibrate import solve, take, tool_of
@@ -164,7 +164,7 @@ def test_the_twin_is_calibrated_through_the_program(near, tmp_path):
     said = []
     with (
         running(HOST, "--scene", "chart", "--cameras", str(CAMERAS), "--image-size", str(SIZE), "--fps", "4"),
-        closing(Robot(Settings(HOST, kind="joint_position", limits=Limits(**ROOM), silence=60))) as robot,
+        closing(Robot(Settings(HOST, kind="joint_position", limits=Limits(**ROOM), silence=60, stale=BUSY))) as robot,
         closing(camera("hand_camera", HOST, CAMERAS, SIZE)) as eye,
     ):
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from twins import franka, running
+from twins import BUSY, franka, running
 
 from policies.scripted import ScriptedExpert
 from real.robot import Robot
@@ -25,7 +25,7 @@ def operator():
 
 @pytest.fixture(scope="module", params=["franky", "franka_rs"])
 def driven(operator, request):
-    robot = Robot(Settings(HOST, backend=request.param))
+    robot = Robot(Settings(HOST, backend=request.param, stale=BUSY / 2))
     yield robot
     robot.close()
 
@@ -222,7 +222,7 @@ def test_joint_commands_turn_the_joints(operator):
 
 def test_the_older_robot_is_followed_stopped_and_recovered_too():
     with running(OTHER, "--version", "5") as operator:
-        robot = Robot(Settings(OTHER, backend="franka_rs"))
+        robot = Robot(Settings(OTHER, backend="franka_rs", stale=BUSY))
         try:
             start = robot.ask("home").state
             np.testing.assert_allclose(start.q, Settings.home, atol=0.01)

@@ -53,11 +53,21 @@ def program(
                 raise
             sys.stderr.write(f"{name}: {message(error)}\n")
             sys.exit(2)
+        finally:
+            _close_logs()
         sys.stderr.flush()
         if "summary" in ended:  # not after --help or --cfg
             sys.stdout.write(json.dumps(ended["summary"]) + "\n")
 
     return main
+
+
+def _close_logs() -> None:
+    """The file that Hydra has everything logged to: in one process there may be several programs, one by one."""
+    root = logging.getLogger()
+    for handler in [x for x in root.handlers if isinstance(x, logging.FileHandler)]:
+        root.removeHandler(handler)
+        handler.close()
 
 
 def summarised(name: str, body: Callable[[DictConfig], Figures], cfg: DictConfig) -> Figures:

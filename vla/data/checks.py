@@ -46,6 +46,7 @@ class Check:
 
 
 Data = Sequence[Episode]
+BAD = ("warn", "FAIL")
 
 
 def check(episodes: Data, spec: EnvSpec) -> list[Check]:
@@ -55,6 +56,27 @@ def check(episodes: Data, spec: EnvSpec) -> list[Check]:
         *(rotation, held_back, idle, pictures),
     ]
     return [each(episodes, spec) for each in checks]
+
+
+def flags(episodes: Data, spec: EnvSpec) -> list[list[str]]:
+    """What is odd about each episode by itself, or as a copy of another: nothing for most of them, one hopes."""
+    of_one: list[Callable[[Data, EnvSpec], Check]] = [numbers, lengths, rate, rotation, held_back, idle, pictures]
+    found = [[f"{x.name}: {x.figure}" for f in of_one if (x := f([e], spec)).verdict in BAD] for e in episodes]
+    for first, second in copies(episodes):
+        found[second].append(f"duplicates: the same commands as episode {first}")
+    return found
+
+
+def copies(episodes: Data) -> list[tuple[int, int]]:
+    """Episodes that have the same commands as an earlier one: (earlier, this)."""
+    seen: dict[str, int] = {}
+    double = []
+    for i, x in enumerate(episodes):
+        name = hashlib.sha256(np.ascontiguousarray(x.action).tobytes()).hexdigest()
+        if name in seen:
+            double.append((seen[name], i))
+        seen.setdefault(name, i)
+    return double
 
 
 def numbers(episodes: Data, _: EnvSpec) -> Check:
@@ -73,13 +95,7 @@ def lengths(episodes: Data, _: EnvSpec) -> Check:
 
 def twice(episodes: Data, _: EnvSpec) -> Check:
     """Episodes with the same commands."""
-    seen: dict[str, int] = {}
-    double = []
-    for i, x in enumerate(episodes):
-        name = hashlib.sha256(np.ascontiguousarray(x.action).tobytes()).hexdigest()
-        if name in seen:
-            double.append((seen[name], i))
-        seen.setdefault(name, i)
+    double = copies(episodes)
     said = f"episodes {double[:5]} have the same commands" if double else "no two episodes have the same commands"
     return Check(
         "duplicates", "FAIL" if double else "ok", said, "leave one of each out: it may be in both training and test"

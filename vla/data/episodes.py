@@ -20,10 +20,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vla.data.features import columns, features, instruction
+from vla.data.review import REVIEW
+from vla.data.tables import DESCRIPTION, read_description
 from vla.identity import identity
 from vla.types import EnvSpec, Rollout, require_agreement
 
-DESCRIPTION = Path("meta/armature.json")
 UNFINISHED = ".unfinished"
 
 
@@ -68,9 +69,10 @@ class EpisodeWriter:
         _require_ours(self.out)
         self.lock = _lock(self.work)
         _install(self.out)
-        described = _read_description(self.work / DESCRIPTION.name) or _read_description(self.out / DESCRIPTION)
+        staged = self.work / DESCRIPTION.name
+        described = json.loads(staged.read_text()) if staged.exists() else read_description(self.out) or None
         self.description = _describe(spec, env, sources, images, beside, described, self.out)
-        _write_atomically(self.work / DESCRIPTION.name, json.dumps(self.description, indent=1))
+        _write_atomically(staged, json.dumps(self.description, indent=1))
         self.attempts = [Attempt(**x) for x in self.description["attempts"]]
         self.num_finished = sum(x.kept for x in self.attempts)  # those in the dataset already
         self.attempts += [Attempt(**json.loads(_metadata(path)["attempt"])) for path in self._staged()]
@@ -168,22 +170,27 @@ class EpisodeWriter:
         shutil.rmtree(target, ignore_errors=True)
         name = f"local/{self.out.name}"
         if self.num_finished:
-            shutil.copytree(self.out, target, ignore=shutil.ignore_patterns(UNFINISHED, ".cache"))
+            shutil.copytree(self.out, target, ignore=shutil.ignore_patterns(UNFINISHED, ".cache", REVIEW))
             dataset = LeRobotDataset.resume(name, root=target, video_backend="pyav")
         else:
             described = features(self.spec, self.description["images"], self.description.get("beside", {}))
             fps = round(self.spec.control_hz)
             dataset = LeRobotDataset.create(name, fps, described, root=target, video_backend="pyav")
         datasets.disable_progress_bars()  # one per episode; opening a dataset turns them on again
-        for path in tqdm(self._staged(), desc="writing the dataset", unit="episode"):
-            for frame in _read_staged(path):
-                dataset.add_frame(frame)
-            dataset.save_episode(parallel_encoding=False)
-        dataset.finalize()
-        shutil.rmtree(target / "images", ignore_errors=True)
+        fill(dataset, [_read_staged(path) for path in self._staged()])
 
     def _staged(self) -> list[Path]:
         return sorted(self.work.glob("episode_*.safetensors"))
+
+
+def fill(dataset: Any, episodes: Sequence[Iterator[dict[str, Any]]]) -> None:
+    """Append episodes, each an iterator over its frames, to a LeRobotDataset, and finish it."""
+    for frames in tqdm(episodes, desc="writing the dataset", unit="episode"):
+        for frame in frames:
+            dataset.add_frame(frame)
+        dataset.save_episode(parallel_encoding=False)
+    dataset.finalize()
+    shutil.rmtree(dataset.root / "images", ignore_errors=True)
 
 
 def _read_staged(path: Path) -> Iterator[dict[str, Any]]:
@@ -240,10 +247,6 @@ def _install(out: Path) -> None:
         for path in [*ready.parent.glob("episode_*"), *ready.parent.glob("*.json*")]:
             path.unlink()
         ready.rmdir()
-
-
-def _read_description(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 def _describe(

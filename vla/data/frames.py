@@ -1,7 +1,6 @@
 """Reading a LeRobotDataset v3 whole into memory, decoded once."""
 
 import io
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,17 +14,17 @@ import pandas as pd
 import PIL.Image
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from vla.data.cache import cached
 from vla.data.features import PICTURES
+from vla.data.review import Review
+from vla.data.tables import DESCRIPTION, column, lengths, numbers, read_description, read_info, read_table
 from vla.rollout import TEST_SEEDS
 from vla.types import Camera, Command, EnvSpec
 
-DESCRIPTION = Path("meta/armature.json")
 COLUMNS = {"index", "task_index", "observation.state", "next.reward", "next.success", "next.terminated", "source"}
 
 
@@ -89,67 +88,95 @@ class Frames:
 
 
 def load_frames(
-    directory: Path | str, *, label: str = "action", command: Command | None = None, without: Sequence[str] = ()
+    directory: Path | str,
+    *,
+    label: str = "action",
+    command: Command | None = None,
+    without: Sequence[str] = (),
+    as_recorded: bool = False,
 ) -> Frames:
     """Read the dataset in `directory`. Its pictures are decoded once and kept below `directory/.cache`.
 
     `label` is the feature to learn: `action`, what was executed, or `action.requested`, what the actor asked for, which
     are not the same where an expert was disturbed. What was done by those named in `without` is left out (`policy`: of
-    corrections what a person did stays). A dataset of another origin does not say what its commands mean:
-    tell by `command`. Raises FileNotFoundError where there is no dataset and ValueError naming what is missing in it.
+    corrections what a person did stays). What a person said of episodes since counts (`vla.data.review`), unless all is
+    wanted `as_recorded`. A dataset of another origin does not say what its commands mean: tell by `command`. Raises
+    FileNotFoundError where there is no dataset and ValueError naming what is missing in it.
     """
     directory = Path(directory)
-    info = _read_info(directory)
+    info = read_info(directory)
     _require_features(directory, info, label)
     spec = _read_spec(directory, info, label, command)
     keys = [key for key, x in info["features"].items() if x["dtype"] in ("video", "image")]
-    table = _read_table(directory / "data", "index", sorted(COLUMNS & set(info["features"]) | {label}))
+    table = read_table(directory / "data", "index", sorted(COLUMNS & set(info["features"]) | {label}))
     wanted = _by_others(table, directory, without)
-    episodes = _read_table(directory / "meta" / "episodes", "episode_index")
+    episodes = read_table(directory / "meta" / "episodes", "episode_index")
     pictures = cached(directory, {key: _Pictures(directory, info, key, episodes).read for key in keys})
     frames = len(table["index"])
-    episode_rows = _numbers(episodes["dataset_to_index"]).long().flatten()
+    episode_rows = numbers(episodes["dataset_to_index"]).long().flatten()
     tasks = pd.read_parquet(directory / "meta" / "tasks.parquet")
     if [len(x) for x in pictures.values()] != [frames] * len(keys) or info["total_frames"] != frames:
         raise ValueError(f"{directory} is damaged: it says {info['total_frames']} frames and holds {frames}")
     everything = Frames(
         spec=spec,
-        images={_camera_name(key): torch.from_numpy(pictures[key]) for key in keys},
-        proprio=_numbers(table["observation.state"]),
-        action=_numbers(table[label]),
-        reward=_column(table, "next.reward", 0.0).float(),
-        success=_column(table, "next.success", 1.0).bool(),  # demonstrations, where nothing else is said
-        terminated=_column(table, "next.terminated", 0.0).bool(),
-        task=_column(table, "task_index", 0.0).long(),
+        images={camera_name(key): torch.from_numpy(pictures[key]) for key in keys},
+        proprio=numbers(table["observation.state"]),
+        action=numbers(table[label]),
+        reward=column(table, "next.reward", 0.0).float(),
+        success=column(table, "next.success", 1.0).bool(),  # demonstrations, where nothing else is said
+        terminated=column(table, "next.terminated", 0.0).bool(),
+        task=column(table, "task_index", 0.0).long(),
         instructions=tuple(tasks.sort_values("task_index").index),
         episode_start=torch.cat([torch.zeros(1, dtype=torch.long), episode_rows]),
     )
+    if not as_recorded:
+        review = Review(directory)
+        wanted &= review.kept(everything.episode_start.diff().tolist())
+        everything = _relabelled(everything, review)
+    if not wanted.any():
+        raise ValueError(f"{directory}: without={list(without)} and its review leave nothing of {frames} frames")
     return everything if wanted.all() else everything.where(wanted)
+
+
+def _relabelled(frames: Frames, review: Review) -> Frames:
+    """A success is that of the last frame that is left of an episode."""
+    success, task, instructions = frames.success.clone(), frames.task.clone(), list(frames.instructions)
+    bounds = frames.episode_start.tolist()
+    for episode, said in review.by_episode().items():
+        first, end = bounds[episode : episode + 2]
+        if said.success is not None:
+            success[first:end] = False
+            success[first + said.part(end - first)[1] - 1] = said.success
+        if said.instruction is not None:
+            if said.instruction not in instructions:
+                instructions.append(said.instruction)
+            task[first:end] = instructions.index(said.instruction)
+    return replace(frames, success=success, task=task, instructions=tuple(instructions))
 
 
 def _by_others(table: pa.Table, directory: Path, names: Sequence[str]) -> Bool[Tensor, " frame"]:
     """Which frames were done by somebody else than these; all of them where nobody of that name takes part."""
-    path = directory / DESCRIPTION
-    known = json.loads(path.read_text()).get("sources", []) if path.exists() else []
+    known = read_description(directory).get("sources", [])
     codes = [i for i, name in enumerate(known) if name in names]
-    return ~torch.isin(_column(table, "source", -1.0).long(), torch.tensor(codes, dtype=torch.long))
+    return ~torch.isin(column(table, "source", -1.0).long(), torch.tensor(codes, dtype=torch.long))
 
 
-def load_column(directory: Path, name: str) -> Float[np.ndarray, "frame size"] | None:
-    """One more feature of every frame, in 64 bits; None if the dataset does not have it."""
-    if name not in _read_info(directory)["features"]:
+def load_column(directory: Path, name: str, *, as_recorded: bool = False) -> Float[np.ndarray, "frame size"] | None:
+    """One more feature of every frame that `load_frames` has, in 64 bits; None if the dataset does not have it."""
+    if name not in read_info(directory)["features"]:
         return None
-    rows = _read_table(directory / "data", "index", ["index", name])[name].combine_chunks()
+    rows = read_table(directory / "data", "index", ["index", name])[name].combine_chunks()
     flat = rows.flatten() if pa.types.is_nested(rows.type) else rows
-    return flat.to_numpy(zero_copy_only=False).reshape(len(rows), -1).astype(np.float64)
+    values = flat.to_numpy(zero_copy_only=False).reshape(len(rows), -1).astype(np.float64)
+    return values if as_recorded else values[Review(directory).kept(lengths(directory)).numpy()]
 
 
 def require_no_test_episodes(directory: Path | str) -> None:
     """ValueError if the dataset holds episodes to test on; where it does not say their seeds there is nothing to do."""
     directory = Path(directory)
-    if "seed" not in _read_info(directory)["features"]:
+    if "seed" not in read_info(directory)["features"]:
         return
-    seeds = pc.unique(_read_table(directory / "data", "index", ["index", "seed"])["seed"]).to_pylist()
+    seeds = pc.unique(read_table(directory / "data", "index", ["index", "seed"])["seed"]).to_pylist()
     if known := sorted(set(seeds) & set(TEST_SEEDS)):
         raise ValueError(
             f"{directory} holds {len(known)} episodes to test on (seeds {known[0]} to {known[-1]}), which nothing may "
@@ -165,7 +192,7 @@ class _Pictures:
 
     def read(self) -> np.ndarray:
         if self.info["features"][self.key]["dtype"] == "image":
-            column = _read_table(self.directory / "data", "index", ["index", self.key])[self.key]
+            column = read_table(self.directory / "data", "index", ["index", self.key])[self.key]
             return np.stack([_decode_picture(x["bytes"]) for x in column.to_pylist()])
         height, width = _height_width(self.info["features"][self.key])
         pictures = np.zeros((self.info["total_frames"], height, width, 3), dtype=np.uint8)
@@ -204,18 +231,6 @@ def _decode_picture(encoded: bytes) -> np.ndarray:
     return np.asarray(PIL.Image.open(io.BytesIO(encoded)).convert("RGB"))
 
 
-def _read_info(directory: Path) -> dict[str, Any]:
-    path = directory / "meta" / "info.json"
-    if not path.exists():
-        begun = (directory / ".unfinished").exists()
-        hint = "its recording was interrupted: run it again to finish" if begun else "record one with demonstrate"
-        raise FileNotFoundError(f"{directory} holds no LeRobotDataset (no meta/info.json); {hint}")
-    info = json.loads(path.read_text())
-    if not str(info.get("codebase_version", "")).startswith("v3."):
-        raise ValueError(f"{directory} has LeRobotDataset format {info.get('codebase_version')}; convert it to v3.0")
-    return info
-
-
 def _require_features(directory: Path, info: dict[str, Any], label: str) -> None:
     there = set(info["features"])
     missing = {"observation.state", label} - there
@@ -225,9 +240,8 @@ def _require_features(directory: Path, info: dict[str, Any], label: str) -> None
 
 
 def _read_spec(directory: Path, info: dict[str, Any], label: str, command: Command | None) -> EnvSpec:
-    path = directory / DESCRIPTION
-    if path.exists():
-        spec = EnvSpec.from_dict(json.loads(path.read_text())["spec"])
+    if described := read_description(directory):
+        spec = EnvSpec.from_dict(described["spec"])
         if command is not None and command != spec.command:
             raise ValueError(f"{directory} has commands {spec.command}, not {command}")
         return spec
@@ -243,8 +257,8 @@ def _read_spec(directory: Path, info: dict[str, Any], label: str, command: Comma
     return EnvSpec(
         num_envs=1,
         control_hz=float(info["fps"]),
-        max_steps=max(_read_table(directory / "meta" / "episodes", "episode_index")["length"].to_pylist()),
-        cameras=tuple(Camera(_camera_name(key), *_height_width(x)) for key, x in pictures.items()),
+        max_steps=max(lengths(directory)),
+        cameras=tuple(Camera(camera_name(key), *_height_width(x)) for key, x in pictures.items()),
         proprio=(("state", math.prod(shapes["observation.state"])),),
         command=command,
     )
@@ -255,26 +269,5 @@ def _height_width(feature: dict[str, Any]) -> tuple[int, int]:
     return (height, width) if depth == 3 else (width, depth)  # some datasets put the channels first
 
 
-def _camera_name(key: str) -> str:
+def camera_name(key: str) -> str:
     return key.removeprefix(PICTURES).removeprefix("observation.")
-
-
-def _read_table(folder: Path, order: str, columns: list[str] | None = None) -> pa.Table:
-    paths = sorted(folder.rglob("*.parquet"))
-    if not paths:
-        raise ValueError(f"{folder} has no parquet files: the dataset is damaged or was copied only in part")
-    columns = columns or [x for x in pq.read_schema(paths[0]).names if not x.startswith("stats/")]  # types differ there
-    return pa.concat_tables([pq.read_table(path, columns=columns) for path in paths]).sort_by(order)
-
-
-def _numbers(column: pa.ChunkedArray) -> Float[Tensor, "frame size"]:
-    rows = column.combine_chunks()
-    flat = rows.flatten() if pa.types.is_nested(rows.type) else rows
-    values = flat.to_numpy(zero_copy_only=False).reshape(len(rows), -1)
-    return torch.from_numpy(values.astype(np.float32))
-
-
-def _column(table: pa.Table, name: str, default: float) -> Tensor:
-    if name not in table.column_names:
-        return torch.full((len(table),), default)
-    return torch.from_numpy(table[name].to_numpy().astype(np.float64))
