@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from real import fr3
 from real.safety import Fault, Pose, Vector
+from vla.priority import ordinary
 
 TRIES = 5  # to recover, a tenth of a second apart
 BRAKE = (40.0, 40.0, 40.0, 40.0, 15.0, 15.0, 10.0)  # Nms/rad: joints come to rest in a tenth of a second
@@ -280,13 +281,3 @@ def realtime() -> Iterator[None]:
         with contextlib.suppress(PermissionError):
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(99))
         yield
-
-
-@contextlib.contextmanager
-def ordinary() -> Iterator[None]:
-    """Back among the others afterwards: clients' constructors raise the thread that calls them, also if they fail."""
-    try:
-        yield
-    finally:
-        with contextlib.suppress(PermissionError):
-            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))

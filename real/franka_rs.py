@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from real.backends import Gains, Hand, RobotState, Tracking, is_realtime, ordinary, realtime
+from real.backends import Gains, Hand, RobotState, Tracking, is_realtime, realtime
 from real.safety import Fault, Vector
+from vla.priority import ordinary
 
 ARRIVED, STILL = 0.003, 0.02  # rad, rad/s: when a way to joint angles is at its end
 FAR = 10.0  # metres or radians from the start, at which it would stop by itself: the limiter is stricter

@@ -11,6 +11,7 @@ import numpy as np
 from fastapi import APIRouter, Body, HTTPException, Request
 from fastapi.responses import HTMLResponse, Response
 
+from real.web import same_origin
 from vla.data.checks import Episode, flags
 from vla.data.frames import Frames, load_column, load_frames
 from vla.data.review import Review, Said, relabelled
@@ -34,7 +35,7 @@ class Reviewing:
         router = APIRouter(prefix="/review")
 
         def asked(request: Request, answer: Callable[[], Any]) -> Any:
-            if not knows(request):
+            if not knows(request) or (request.method == "POST" and not same_origin(request)):
                 raise HTTPException(403)
             try:
                 with self.lock:
@@ -185,10 +186,7 @@ class Reviewing:
         return b"".join(len(x).to_bytes(4) + x for x in coded)
 
     def _say(self, i: int, said: Mapping[str, Any]) -> dict[str, Any]:
-        try:
-            self.review.say(i, Said(**said), len(self.episodes[i].action))
-        except TypeError as error:
-            raise ValueError(f"of an episode one says {', '.join(Said.__dataclass_fields__)}: {error}") from error
+        self.review.say(i, Said.read(said), len(self.episodes[i].action))
         return {"episodes": self.rows()}
 
 

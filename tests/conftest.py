@@ -1,6 +1,7 @@
 """What every test starts from: one thread, one seed, no deadline for hypothesis."""
 
 import os
+import shutil
 
 import hypothesis
 import pytest
@@ -13,6 +14,21 @@ import simulators  # noqa: F401 - before MuJoCo, which it has draw without a scr
 hypothesis.settings.register_profile("torch", deadline=None)  # the first call into torch takes seconds
 hypothesis.settings.load_profile("torch")
 torch.set_num_threads(1)  # also for fixtures of a whole file: a process that has used several cannot be forked safely
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium on this machine")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import shutil
 import threading
 import time
 from contextlib import closing
@@ -27,7 +26,6 @@ from vla.data.episodes import EpisodeWriter
 from vla.sanity import ignorant
 
 HOST = "127.0.0.13"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def table(path):
@@ -188,18 +186,6 @@ def test_no_more_is_played_than_is_needed_to_tell_two_policies_apart(tmp_path):
 def test_only_one_environment_is_attended_to():
     with pytest.raises(ValueError, match=r"env\.num_envs=1"):
         Attended(PointEnv(num_envs=2), Board())
-
-
-@pytest.fixture
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium on this machine")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 class Slow(Robot):

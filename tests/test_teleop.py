@@ -35,20 +35,7 @@ from vla.rollout import rollout
 from vla.types import Command
 
 HOST = "127.0.0.21"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 STILL = {"axes": [0.0] * 6, "speed": 1.0, "tool_frame": False, "clutch": False}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium on this machine")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 def wide(**options):

@@ -23,6 +23,7 @@ from vla.data.features import columns, features, instruction
 from vla.data.review import REVIEW
 from vla.data.tables import DESCRIPTION, read_description
 from vla.identity import identity
+from vla.priority import ordinary
 from vla.types import EnvSpec, Rollout, require_agreement
 
 UNFINISHED = ".unfinished"
@@ -188,7 +189,8 @@ def fill(dataset: Any, episodes: Sequence[Iterator[dict[str, Any]]]) -> None:
     for frames in tqdm(episodes, desc="writing the dataset", unit="episode"):
         for frame in frames:
             dataset.add_frame(frame)
-        dataset.save_episode(parallel_encoding=False)
+        with ordinary():
+            dataset.save_episode(parallel_encoding=False)
     dataset.finalize()
     shutil.rmtree(dataset.root / "images", ignore_errors=True)
 

@@ -28,12 +28,19 @@ class Said:
     note: str | None = None
 
     def __post_init__(self) -> None:
-        kinds: dict[str, Any] = {"removed": bool, "success": bool, "begin": int, "end": int}
-        for name, value in asdict(self).items():
-            if value is not None and type(value) is not kinds.get(name, str):
-                raise ValueError(f"{name} is {kinds.get(name, str).__name__}, got {value!r}")
         if self.instruction is not None and not self.instruction.strip():
             raise ValueError("an episode has an instruction, got an empty one")
+
+    @classmethod
+    def read(cls, told: Mapping[str, Any]) -> "Said":
+        """ValueError for what is not said of an episode."""
+        kinds: dict[str, type] = {"removed": bool, "success": bool, "begin": int, "end": int}
+        for name, value in told.items():
+            kind = kinds.get(name, str)
+            if name not in cls.__dataclass_fields__ or type(value) is not kind:
+                known = ", ".join(cls.__dataclass_fields__)
+                raise ValueError(f"of an episode one says {known}; {name} is {kind.__name__}, got {value!r}")
+        return cls(**told)
 
     def also(self, more: "Said") -> "Said":
         return Said(**{**asdict(self), **{k: v for k, v in asdict(more).items() if v is not None}})
@@ -55,11 +62,7 @@ class Review:
 
     def __init__(self, directory: Path | str):
         self.path = Path(directory) / REVIEW
-        text = self.path.read_text() if self.path.exists() else "[]"
-        try:
-            self.history = [(int(x["episode"]), Said(**x["said"])) for x in json.loads(text)]
-        except (TypeError, KeyError, json.JSONDecodeError) as error:
-            raise ValueError(f"{self.path} is no review: {error!r}. Mend it, or move it away") from error
+        self.history = self._read()
 
     def of(self, episode: int) -> Said:
         return self.by_episode().get(episode, Said())
@@ -72,11 +75,13 @@ class Review:
 
     def say(self, episode: int, said: Said, length: int) -> None:
         """On return it is on disk. ValueError for a cut that leaves nothing of the episode's `length`."""
+        self.history = self._read()  # another page or program may have said something since
         self.of(episode).also(said).part(length)
         self._keep([*self.history, (episode, said)])
 
     def undo(self) -> int:
         """Take back what was said last; the episode it was about. ValueError if nothing was."""
+        self.history = self._read()
         if not self.history:
             raise ValueError("there is nothing to take back")
         episode, _ = self.history[-1]
@@ -95,6 +100,13 @@ class Review:
             within = torch.arange(length)
             kept.append((within >= begin) & (within < end) & (not mine.removed))
         return torch.cat(kept) if kept else torch.zeros(0, dtype=torch.bool)
+
+    def _read(self) -> list[tuple[int, Said]]:
+        text = self.path.read_text() if self.path.exists() else "[]"
+        try:
+            return [(int(x["episode"]), Said.read(x["said"])) for x in json.loads(text)]
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            raise ValueError(f"{self.path} is no review: {error!r}. Mend it, or move it away") from error
 
     def _keep(self, history: list[tuple[int, Said]]) -> None:
         told = [{"episode": e, "said": {k: v for k, v in asdict(x).items() if v is not None}} for e, x in history]
