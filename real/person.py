@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -73,7 +73,7 @@ class Person:
                 f"{spec.num_envs} copies"
             )
         self.spec, self.policy, self.clock = spec, policy, clock
-        self.input = Input()
+        self.input = self.held = Input()  # from the page, and from a device in the hand
         self.opening = 1.0  # of the gripper, as it was decided last
         self.taken = policy is None  # the person decides, whether they push or not
         self.pushed = -math.inf
@@ -87,6 +87,10 @@ class Person:
         """What a page sends, from any thread. ValueError for what is no input."""
         self.input = Input.read(message, self.clock())
 
+    def hold(self, axes: Sequence[float], *, clutch: bool = False) -> None:
+        """What a device in the person's hand says, from any thread; it counts while the page is there, at its speed."""
+        self.held = Input(tuple(axes), clutch=clutch, heard=self.clock())
+
     def grip(self, opening: float) -> None:
         """From 0, closed, to 1. ValueError for anything else."""
         if not 0 <= opening <= 1:
@@ -95,7 +99,7 @@ class Person:
 
     def silence(self) -> None:
         """Nobody is there any more."""
-        self.input = Input()
+        self.input = self.held = Input()
 
     def take(self, *, over: bool) -> None:
         """Take over from the policy, or give it back."""
@@ -108,7 +112,8 @@ class Person:
             self.policy.begin(seed)
 
     def act(self, obs: Observation) -> Action:
-        now, given = self.clock(), self.input
+        now = self.clock()
+        given = self._given(now)
         heard = now - given.heard <= SILENCE
         if heard and given.pushes:
             self.pushed = now
@@ -123,6 +128,13 @@ class Person:
                 command = self.meant
                 self.opening = command[0, -1].item() if self.spec.action_dim == 7 else self.opening
         return Action(commands=command[:, None], log_prob=torch.zeros(1, 0), latent=TensorDict({}, [1]), batch_size=[1])
+
+    def _given(self, now: float) -> Input:
+        """What the page says, or what is in the hand where that pushes."""
+        given, held = self.input, self.held
+        if now - held.heard > SILENCE or not (any(held.axes) or held.clutch):
+            return given
+        return replace(given, axes=held.axes, clutch=held.clutch or given.clutch)
 
     def beside(self) -> Mapping[str, Tensor]:
         return self.kept

@@ -46,8 +46,11 @@ def teleop(cfg: DictConfig) -> Figures:
         kept = beside(env.spec, policy=policy is not None)
         desk = Desk(getattr(env, "stop", lambda _: None), person)
         paced: Env = env if hasattr(env, "home") else Paced(env)
-        writer = EpisodeWriter(cfg.out, env.spec, env=config, sources=SOURCES, images=cfg.images, beside=kept)
-        with writer, closing(Page(desk, **cfg.page, page=PAGE, review=Path(cfg.out))) as page:
+        with (
+            _in_hand(cfg.device_in_hand, person),
+            EpisodeWriter(cfg.out, env.spec, env=config, sources=SOURCES, images=cfg.images, beside=kept) as writer,
+            closing(Page(desk, **cfg.page, page=PAGE, review=Path(cfg.out))) as page,
+        ):
             sys.stderr.write(f"teleop: open {page.url}\n")
             hz = env.spec.control_hz
             desk.show(control_hz=hz, top_speed=(env.spec.command.max_translation or 0.0) * hz)  # m/s
@@ -62,6 +65,16 @@ def teleop(cfg: DictConfig) -> Figures:
             writer.close()
             _look_through(desk, page)
         return _figures(writer, str(cfg.out))
+
+
+def _in_hand(name: str | None, person: Person) -> contextlib.AbstractContextManager[Any]:
+    if name is None:
+        return contextlib.nullcontext()
+    if name != "spacemouse":
+        raise ValueError(f"device_in_hand is spacemouse or null, got {name!r}")
+    from real.spacemouse import SpaceMouse
+
+    return closing(SpaceMouse(person))
 
 
 def _look_through(desk: Desk, page: Page) -> None:

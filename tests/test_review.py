@@ -241,7 +241,9 @@ def test_it_plays_at_the_rate_it_was_recorded_at_and_only_what_is_left(page):
 
 
 def test_flags_and_statistics_are_shown(page):
+    page.locator("#list button").nth(2).click()
     page.get_by_text("duplicates: the same commands as episode 1").wait_for()
+    assert [x.count("duplicates") for x in page.locator("#list button").all_inner_texts()] == [0, 0, 1]
     page.keyboard.press("s")
     page.get_by_text("ways from above").wait_for()
     assert page.evaluate("sum.success.k") == 3

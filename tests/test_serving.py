@@ -33,7 +33,7 @@ PLACES = {
 @pytest.fixture(scope="module")
 def address():
     """A Ray that is running already: each fleet joins it, which is quicker than to start one."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 12})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 12, "include_dashboard": False})
     yield cluster.address
     cluster.shutdown()
 

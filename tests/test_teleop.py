@@ -353,6 +353,66 @@ def test_the_twin_is_moved_by_hand_and_its_fault_is_shown_and_left(browser, tmp_
         assert np.median(np.diff(latent["capture.robot"].ravel().numpy())) == pytest.approx(1 / 15, abs=0.01)
 
 
+@contextmanager
+def started(command, errors, **options):
+    """A program that does not outlive the test."""
+    with open(errors, "w") as file:
+        program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, text=True, **options)
+    try:
+        yield program
+    finally:
+        program.kill()
+        program.communicate()
+
+
+def said(errors, begins):
+    """The first line that begins so, once it is there."""
+    deadline = time.monotonic() + 100
+    while True:
+        for line in errors.read_text().splitlines():
+            if line.startswith(begins):
+                return line
+        assert time.monotonic() < deadline, errors.read_text()[-2000:]
+        time.sleep(0.1)
+
+
+def test_one_command_and_a_browser_collect_pickcube_which_is_looked_through_and_learned(browser, tmp_path):
+    """As the README has it, but for fewer and smaller episodes."""
+    small = ["env.image_size=64", "env.drawing=light", "episodes=2", "images=image"]
+    words = ["env=maniskill", f"out={tmp_path / 'data'}", f"run_dir={tmp_path / 'run'}", "page.port=0"]
+    command = [sys.executable, "-m", "real.teleop", *words, *(f"+{x}" if x.startswith("env.") else x for x in small)]
+    where = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with started(command, tmp_path / "errors", cwd=PAGE.parents[1], env=where) as program:
+        url = said(tmp_path / "errors", "teleop: open").split()[-1]
+        page = browser.new_page()
+        page.goto(url)
+        for number in (1, 2):
+            begin(page)
+            page.keyboard.down("f")
+            page.wait_for_function("state.step > 5")
+            page.keyboard.up("f")
+            page.keyboard.press("Enter")
+            page.locator("#failure").wait_for()
+            page.keyboard.press("2")
+            page.get_by_text(f"{number} of 2 episodes").wait_for()
+        with page.expect_popup() as opened:
+            page.get_by_text("Look through the episodes").click()
+        opened.value.get_by_text("2 of 2 episodes").wait_for()
+        opened.value.wait_for_function("now === 0")
+        opened.value.keyboard.press("Delete")
+        opened.value.get_by_text("1 of 2 episodes").wait_for()
+        page.get_by_role("button", name="Close").click()
+        told = json.loads(program.communicate(timeout=60)[0].splitlines()[-1])
+    assert (told["episodes"], told["success"]["k"]) == (2, 0)
+    data = LeRobotDataset("local/data", root=tmp_path / "data")
+    assert data.num_episodes == 2
+    assert data[3]["observation.images.base_camera"].shape == (3, 64, 64)
+    heights = np.array(data.hf_dataset.with_format("numpy")["action"])[:, 2]
+    assert heights.min() < -0.001
+    short = ["policy=gaussian", "steps=2", "algorithm.warmup_steps=1", "batch_size=4"]
+    assert run(sft.main, f"data={tmp_path / 'data'}", *short, f"run_dir={tmp_path / 'sft'}")["program"] == "sft"
+
+
 # -------- without a browser
 
 
