@@ -14,16 +14,16 @@ demo: setup
 	$(PYTHON) -m vla.recipes.demo run_dir=$(RUN)
 
 test: setup for-tests
-	$(PYTHON) -m pytest -q -n 2 --dist loadfile -m "not slow" $(ARGS)
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 test-all: setup for-tests
-	$(PYTHON) -m pytest -q -n 2 --dist loadfile $(ARGS)
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup for-tests
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
-	$(PYTHON) -m pytest -q -n 2 --dist loadfile -m "not slow" $(ARGS)
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 bench: setup
 	$(PYTHON) -m benchmarks.rollout

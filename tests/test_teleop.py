@@ -156,7 +156,7 @@ def test_held_keys_move_it_and_an_episode_with_its_label_is_kept(browser, tmp_pa
     np.testing.assert_allclose(done[~moving], 0)
     assert pushed[:, -1].min() >= 0  # seconds since it came
     between = np.diff(np.array(rows["capture.time"])[first].ravel())
-    assert between.min() > 0.08  # it keeps time: 10 Hz
+    assert between.mean() > 0.095  # it keeps time: 10 Hz
     labels = [x["label"] for x in json.loads((tmp_path / "data" / "meta" / "armature.json").read_text())["attempts"]]
     expected = {
         "success": False,
@@ -251,9 +251,11 @@ def test_episodes_are_thrown_away_taken_back_and_skipped(browser, tmp_path):
         assert session.writer.num_episodes == 0
         episode("1")
         page.get_by_text("1 of 3 episodes").wait_for()
+        page.locator("[data-say=record]").wait_for()
         page.keyboard.press("z")
         page.get_by_text("0 of 3 episodes").wait_for()
-        assert page.get_by_text("taken back").is_visible()
+        page.get_by_text("taken back").wait_for()
+        page.locator("[data-say=record]").wait_for()
         page.keyboard.press("n")
         episode("2")
         page.get_by_text("1 of 3 episodes, 0 successes").wait_for()
