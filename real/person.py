@@ -17,7 +17,11 @@ from vla.types import Action, Actor, EnvSpec, Observation, Seeded
 SILENCE = 0.25  # seconds after which what was pushed last does not count any more
 HOLDS_ON = 0.5  # seconds after their last push in which a person still decides instead of the policy
 INPUT = ("x", "y", "z", "rotation_x", "rotation_y", "rotation_z", "gripper", "speed", "tool_frame", "clutch", "heard")
+STILL = 1e-3  # metres or radians of a leader arm's step, below which it is not being moved
 HUMAN, POLICY = "human", "policy"
+
+
+Pose = Float[Tensor, "1 7"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ class Person:
             )
         self.spec, self.policy, self.clock = spec, policy, clock
         self.input = self.held = Input()  # from the page, and from a device in the hand
+        self.leader: tuple[Pose, float, float] | None = None  # where an arm in the hand is, its gripper, since when
+        self.followed: Pose | None = None  # how far along it is followed
         self.opening = 1.0  # of the gripper, as it was decided last
         self.taken = policy is None  # the person decides, whether they push or not
         self.pushed = -math.inf
@@ -91,6 +97,14 @@ class Person:
         """What a device in the person's hand says, from any thread; it counts while the page is there, at its speed."""
         self.held = Input(tuple(axes), clutch=clutch, heard=self.clock())
 
+    def lead(self, pose: Pose, opening: float) -> None:
+        """Where a leader arm in the person's hand is (position and quaternion, base frame), from any thread.
+
+        It is followed from where it is taken up: after the clutch, after silence, and once the page is there. A step
+        goes as far as commands may; what is left of the way comes next.
+        """
+        self.leader = pose, min(1.0, max(0.0, opening)), self.clock()
+
     def grip(self, opening: float) -> None:
         """From 0, closed, to 1. ValueError for anything else."""
         if not 0 <= opening <= 1:
@@ -100,6 +114,7 @@ class Person:
     def silence(self) -> None:
         """Nobody is there any more."""
         self.input = self.held = Input()
+        self.leader = None
 
     def take(self, *, over: bool) -> None:
         """Take over from the policy, or give it back."""
@@ -115,10 +130,11 @@ class Person:
         now = self.clock()
         given = self._given(now)
         heard = now - given.heard <= SILENCE
-        if heard and given.pushes:
+        led = self._led(now) if heard and not given.clutch else self._let_go()
+        if heard and (given.pushes or bool((led[0, :6].abs() > STILL).any())):
             self.pushed = now
         human = self.taken or now - self.pushed < HOLDS_ON
-        command = self._command(given if heard else Input(), obs)
+        command = self._command(given if heard else Input(), obs, led)
         self.source = HUMAN if human else POLICY
         self.kept = {"operator.input": torch.tensor([given.numbers(self.opening, now)], dtype=torch.float64)}
         if self.policy is not None:
@@ -146,7 +162,23 @@ class Person:
             self.planned = list(self.policy.act(obs).commands.unbind(1))
         return self.planned.pop(0)
 
-    def _command(self, given: Input, obs: Observation) -> Float[Tensor, "1 action"]:
+    def _led(self, now: float) -> Float[Tensor, "1 7"]:
+        """The next part of the way that a leader arm went."""
+        if self.leader is None or now - self.leader[2] > SILENCE:
+            return self._let_go()
+        there, self.opening, _ = self.leader
+        from_here = there if self.followed is None else self.followed
+        step = geometry.limit_ee_delta(
+            geometry.delta_between(from_here, there, torch.tensor([[self.opening]])), self.spec.command
+        )
+        self.followed = geometry.advance(from_here, from_here, step, (math.inf, math.inf))
+        return step
+
+    def _let_go(self) -> Float[Tensor, "1 7"]:
+        self.followed = None
+        return torch.zeros(1, 7)
+
+    def _command(self, given: Input, obs: Observation, led: Float[Tensor, "1 7"]) -> Float[Tensor, "1 action"]:
         """Metres and radians in the base's frame."""
         share = 0.0 if given.clutch else given.speed
         axes = torch.tensor([given.axes], dtype=torch.float32)
@@ -155,7 +187,8 @@ class Person:
             tool = self._tool(obs)
             move, turn = geometry.rotate(tool, move), geometry.rotate(tool, turn)
         move, turn = move * (self.spec.command.max_translation or 0.0), turn * (self.spec.command.max_rotation or 0.0)
-        return torch.cat([move, turn, torch.tensor([[self.opening]])], -1)[:, : self.spec.action_dim]
+        command = torch.cat([move + led[:, :3], turn + led[:, 3:6], torch.tensor([[self.opening]])], -1)
+        return command[:, : self.spec.action_dim]
 
     def _tool(self, obs: Observation) -> Float[Tensor, "1 4"]:
         """How the tool is turned, of the first two columns of its rotation matrix."""

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -53,11 +53,18 @@ def beside(spec: EnvSpec, *, policy: bool) -> dict[str, tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class About:
-    """Who collects what, for `meta/armature.json`: beside each episode's label."""
+    """Who collects what, for `meta/armature.json`: beside each episode's label.
+
+    `paraphrases` are other ways to say the instruction, whichever it is, or by instruction.
+    """
 
     operator: str = ""
     scene: str = ""
-    paraphrases: tuple[str, ...] = ()
+    paraphrases: Sequence[str] | Mapping[str, Sequence[str]] = ()
+
+    def also(self, instruction: str) -> list[str]:
+        known = self.paraphrases
+        return list(known.get(instruction, ()) if isinstance(known, Mapping) else known)
 
 
 class Recorder:
@@ -175,7 +182,7 @@ class Recorder:
             "tag": str(label.get("tag", ""))[:200],
             "note": str(label.get("note", ""))[:2000],
             "instruction": episode.obs.instruction[0],
-            "paraphrases": list(self.about.paraphrases),
+            "paraphrases": self.about.also(episode.obs.instruction[0]),
             "operator": self.about.operator,
             "scene": self.about.scene,
             "steps": len(who),

@@ -54,6 +54,6 @@ def _found() -> Any:
         return pyspacemouse.open(axis_convention=pyspacemouse.AxisConvention.ROS)
     except (ImportError, AttributeError, OSError, RuntimeError) as error:
         raise ValueError(
-            f"device_in_hand=spacemouse: none can be opened ({error}). It needs `pip install pyspacemouse`, the "
+            f"hand=spacemouse: none can be opened ({error}). It needs `pip install pyspacemouse`, the "
             "system's hidapi (apt install libhidapi-hidraw0), a device, and a udev rule that lets you read it"
         ) from error

@@ -47,7 +47,7 @@ def teleop(cfg: DictConfig) -> Figures:
         desk = Desk(getattr(env, "stop", lambda _: None), person)
         paced: Env = env if hasattr(env, "home") else Paced(env)
         with (
-            _in_hand(cfg.device_in_hand, person),
+            closing(instantiate(cfg.hand)(person)) if cfg.get("hand") else contextlib.nullcontext(),
             EpisodeWriter(cfg.out, env.spec, env=config, sources=SOURCES, images=cfg.images, beside=kept) as writer,
             closing(Page(desk, **cfg.page, page=PAGE, review=Path(cfg.out))) as page,
         ):
@@ -55,7 +55,8 @@ def teleop(cfg: DictConfig) -> Figures:
             hz = env.spec.control_hz
             desk.show(control_hz=hz, top_speed=(env.spec.command.max_translation or 0.0) * hz)  # m/s
             desk.show(policy="" if cfg.corrected is None else str(cfg.corrected))
-            about = About(cfg.operator or getpass.getuser(), cfg.scene, tuple(cfg.paraphrases))
+            said: Any = OmegaConf.to_container(cfg.paraphrases)
+            about = About(cfg.operator or getpass.getuser(), cfg.scene, said)
             recorder = Recorder(Attended(paced, desk), person, writer, cfg.episodes, cfg.seed, about)
             try:
                 recorder.play()
@@ -65,16 +66,6 @@ def teleop(cfg: DictConfig) -> Figures:
             writer.close()
             _look_through(desk, page)
         return _figures(writer, str(cfg.out))
-
-
-def _in_hand(name: str | None, person: Person) -> contextlib.AbstractContextManager[Any]:
-    if name is None:
-        return contextlib.nullcontext()
-    if name != "spacemouse":
-        raise ValueError(f"device_in_hand is spacemouse or null, got {name!r}")
-    from real.spacemouse import SpaceMouse
-
-    return closing(SpaceMouse(person))
 
 
 def _look_through(desk: Desk, page: Page) -> None:

@@ -18,7 +18,7 @@ torch.set_num_threads(1)  # also for fixtures of a whole file: a process that ha
 
 # They wait for other processes, by the clock: on a machine that was held up, a test that failed is tried again.
 BY_THE_CLOCK = {
-    *("test_calibrate.py", "test_cameras.py", "test_env_contract.py", "test_franka.py", "test_lerobot_robot.py"),
+    *("test_calibrate.py", "test_cameras.py", "test_env_contract.py", "test_franka.py", "test_gello.py"),
     *(
         "test_protocol.py",
         "test_remote.py",

@@ -579,6 +579,13 @@ def test_sft_learns_from_what_was_collected_and_collecting_goes_on(tmp_path):
     assert summary["program"] == "sft"
 
 
+def test_each_instruction_has_its_own_paraphrases(tmp_path):
+    instruction = PointEnv(num_envs=1).reset(0).instruction[0]
+    collect(tmp_path, 1, paraphrases={instruction: ["there"], "dance": ["jump"]})
+    label = json.loads((tmp_path / "meta" / "armature.json").read_text())["attempts"][0]["label"]
+    assert label["paraphrases"] == ["there"]
+
+
 def test_seeds_to_test_on_are_not_collected(tmp_path):
     env = wide(max_steps=3)
     person = Person(env.spec)
