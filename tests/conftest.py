@@ -17,24 +17,14 @@ torch.set_num_threads(1)  # also for fixtures of a whole file: a process that ha
 
 
 # They wait for other processes, by the clock: on a machine that was held up, a test that failed is tried again.
-BY_THE_CLOCK = {
-    *("test_calibrate.py", "test_cameras.py", "test_env_contract.py", "test_franka.py", "test_gello.py"),
-    *(
-        "test_protocol.py",
-        "test_remote.py",
-        "test_review.py",
-        "test_runner.py",
-        "test_serving.py",
-        "test_spacemouse.py",
-    ),
-    *("test_teleop.py", "test_twin.py"),
-}
+BY_THE_CLOCK = "calibrate cameras env_contract franka gello lerobot_robot protocol remote review runner serving"
+BY_THE_CLOCK += " spacemouse teleop twin"
 LONGEST = ("test_serving.py", "test_recipes.py")  # they begin first, or the rest would wait for them
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if item.path.name in BY_THE_CLOCK:
+        if item.path.stem.removeprefix("test_") in BY_THE_CLOCK.split():
             item.add_marker(pytest.mark.flaky(reruns=2, reruns_delay=3))
     items.sort(key=lambda x: LONGEST.index(x.path.name) if x.path.name in LONGEST else len(LONGEST))
 
