@@ -15,7 +15,7 @@ import math
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,12 +45,27 @@ from vla.statistics import rate
 
 TABLE = Path(__file__).parents[1] / "docs" / "corrections.csv"
 RUNS = Path("runs/corrections")
-ENVS = {
-    "point": ["env=point", "env.num_envs=1"],
-    "PickCube-v1": [
-        *("env=maniskill", "env.num_envs=1", "+env.poses_told=true", "+env.image_size=64", "+env.drawing=light"),
-        "+env.max_steps=100",
-    ],
+
+
+@dataclass(frozen=True)
+class Task:
+    """Overrides: of what plays, of who demonstrates, and of what learns."""
+
+    env: tuple[str, ...]
+    expert: tuple[str, ...] = ()
+    learns: tuple[str, ...] = ()
+
+
+TASKS = {
+    "point": Task(("env=point", "env.num_envs=1")),
+    "PickCube-v1": Task(
+        (
+            *("env=maniskill", "env.num_envs=1", "+env.poses_told=true", "+env.image_size=64", "+env.drawing=light"),
+            "+env.max_steps=100",
+        ),
+        ("noise=0.3",),
+        ("policy.horizon=2", "label=action.requested"),
+    ),
 }
 ASTRAY = math.cos(math.radians(50))  # further than this from the way to go, the person steps in
 NEAR = 0.04  # m: along an axis this near they do not push
@@ -75,7 +90,7 @@ class Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env", choices=ENVS, default="point")
+    parser.add_argument("--env", choices=TASKS, default="point")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--demonstrations", type=int, default=3)
     parser.add_argument("--corrected", type=int, default=15, help="episodes")
@@ -99,22 +114,22 @@ def pooled(env: str) -> dict[str, Any]:
 
 
 def measured(seed: int, asked: argparse.Namespace) -> list[Row]:
-    place, scene = RUNS / asked.env / str(seed), ENVS[asked.env]
+    place, task = RUNS / asked.env / str(seed), TASKS[asked.env]
     shown, corrections = place / "demonstrations", place / "corrections"
-    expert = [*scene, f"seed={20_000 + 100 * seed}", "images=image", "expert.horizon=1"]
+    expert = [*task.env, *task.expert, f"seed={20_000 + 100 * seed}", "images=image", "expert.horizon=1"]
     recipe("demonstrate", place / "demonstrate", [*expert, f"episodes={asked.demonstrations}", f"out={shown}"])
     count = asked.demonstrations + asked.corrected
     recipe("demonstrate", place / "demonstrate_more", [*expert, f"episodes={count}", f"out={place / 'more_shown'}"])
-    common = ["policy=gaussian", f"steps={asked.steps}", f"seed={seed}", "batch_size=64", "device=cpu"]
+    common = ["policy=gaussian", *task.learns, f"steps={asked.steps}", f"seed={seed}", "batch_size=64", "device=cpu"]
     recipe("sft", place / "alone", [f"data={shown}", *common])
-    share = corrected(scene, place / "alone", corrections, asked.corrected)
+    share = corrected(task.env, place / "alone", corrections, asked.corrected)
     both = f"data=[{shown},{corrections}]"
     recipe("sft", place / "human", [both, "without=[policy]", *common])
     recipe("sft", place / "all", [both, *common])
     recipe("sft", place / "more", [f"data={place / 'more_shown'}", *common])
     found = []
     for arm in ARMS:
-        tested = [*scene, f"policy={place / arm}", f"episodes={asked.episodes}", "videos=0"]
+        tested = [*task.env, f"policy={place / arm}", f"episodes={asked.episodes}", "videos=0"]
         seen = recipe("evaluate", place / f"test_{arm}", tested)
         shown_in, corrected_in = asked.demonstrations, asked.corrected * (arm in ("human", "all"))
         shown_in += asked.corrected * (arm == "more")
@@ -122,7 +137,7 @@ def measured(seed: int, asked: argparse.Namespace) -> list[Row]:
     return found
 
 
-def corrected(scene: list[str], policy: Path, out: Path, episodes: int) -> float:
+def corrected(scene: Sequence[str], policy: Path, out: Path, episodes: int) -> float:
     """Collect so many episodes with somebody at the page; the share of steps that were theirs."""
     with initialize_config_dir(CONFIGS, version_base="1.3"):
         config = cast(dict[str, Any], OmegaConf.to_container(compose("teleop", [*scene, f"out={out}"]).env))
