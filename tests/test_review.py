@@ -1,6 +1,7 @@
 """What a person says of episodes afterwards is kept beside them, followed by training, and can be taken back."""
 
 import json
+import logging
 from contextlib import closing
 
 import httpx
@@ -156,6 +157,7 @@ def test_checks_and_training_run_on_what_is_left(data, tmp_path):
         run(check_dataset.main, f"data={data}", f"run_dir={tmp_path / 'check'}")
     Review(data).say(2, Said(removed=True), LENGTH)
     told = run(check_dataset.main, f"data={data}", f"run_dir={tmp_path / 'again'}")
+    assert not [x for x in logging.getLogger().handlers if isinstance(x, logging.FileHandler)]  # its log is closed
     assert (told["episodes"], told["frames"]) == (2, 2 * LENGTH)
     assert told["checks"]["duplicates"]["verdict"] == "ok"
     short = ["steps=2", "algorithm.warmup_steps=1", "batch_size=4", "policy=gaussian"]
