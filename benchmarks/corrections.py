@@ -38,6 +38,7 @@ from real.person import Person
 from real.recorder import SOURCES, About, Paced, Recorder, beside
 from real.teleop import PAGE
 from vla.data.episodes import EpisodeWriter
+from vla.geometry import limit_norm
 from vla.program import CONFIGS
 from vla.rollout import Greedy
 from vla.run import load_policy
@@ -70,6 +71,7 @@ TASKS = {
 ASTRAY = math.cos(math.radians(50))  # further than this from the way to go, the person steps in
 NEAR = 0.04  # m: along an axis this near they do not push
 FAR = 0.01  # m: a step shorter than this has no direction worth a correction
+SPEED = 0.4  # share of the longest step: what is pushed arrives two or three steps after what was seen
 PATIENCE = 5  # steps in a row that decide whether to take over, or to give back
 FIRST_CORRECTED = 1000  # seed
 ARMS = ("alone", "human", "all", "more")
@@ -202,7 +204,7 @@ def _pushes_keys(page: Any, env: Any, attended: Attended, person: Person) -> Cal
 def _has_a_gamepad(page: Any, attended: Attended, person: Person) -> Callable[[], None]:
     """As the expert of PickCube would go. They take over, and give back, when it was so for some steps in a row."""
     page.evaluate("window.pad = {axes: [0, 0, 0, 0], buttons: []}; navigator.getGamepads = () => [window.pad]")
-    page.locator("#speed").fill("1")
+    page.locator("#speed").fill(str(SPEED))
     limits = person.spec.command.max_translation or 0.0, person.spec.command.max_rotation or 0.0
     expert = ScriptedExpert("PickCube-v1", 1, *limits)
     looked, so, gripped = 0, 0, -PATIENCE
@@ -222,7 +224,8 @@ def _has_a_gamepad(page: Any, attended: Attended, person: Person) -> Callable[[]
         if not person.taken:
             page.evaluate("window.pad.axes = [0, 0, 0, 0]")
             return
-        x, y, z, turn = [*(would[:3] / limits[0]).tolist(), (would[5] / limits[1]).item()]
+        x, y, z = limit_norm(would[:3] / limits[0] / SPEED, 1.0).tolist()
+        turn = (would[5] / limits[1] / SPEED).clamp(-1, 1).item()
         page.evaluate("x => { window.pad.axes = x }", [-y, -x, -turn, -z])
         if abs(would[6].item() - person.opening) > 0.5 and looked - gripped >= PATIENCE:
             page.keyboard.press("g")

@@ -1,7 +1,8 @@
-"""Teachers for a student with tokens: a scripted expert made stochastic, or a policy trained before."""
+"""Teachers: a scripted expert as a distribution over tokens, or a policy trained before; and advisers, of any head."""
 
 import math
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 
 from policies.token import TokenHead
 from vla.checkpoint import load_policy
-from vla.types import Action, Actor, Observation
+from vla.rollout import Greedy
+from vla.types import Action, Actor, EnvSpec, Observation
 
 
 class TokenTeacher:
@@ -81,6 +83,23 @@ def frozen(student: nn.Module, directory: str | Path) -> TokenHead:
             )
     teacher.temperature = student.temperature
     return teacher.requires_grad_(requires_grad=False).to(ours.low.device)
+
+
+def advised_by(student: nn.Module, actor: Actor) -> Actor:
+    """An actor, of whatever kind, as the adviser of a student."""
+    return actor
+
+
+def advised_by_checkpoint(student: nn.Module, directory: str | Path) -> Actor:
+    """The most likely commands of a policy trained before, with any head.
+
+    ValueError, naming both sides, if its commands do not mean what the student's do.
+    """
+    teacher = load_policy(directory).requires_grad_(requires_grad=False)
+    ours, theirs = (cast(EnvSpec, cast(Any, x).spec).command for x in (student, teacher))
+    if ours != theirs:
+        raise ValueError(f"the teacher in {directory} gives commands {theirs}, the student {ours}")
+    return Greedy(teacher.to(next(student.parameters()).device))
 
 
 def _tokenised(policy: nn.Module) -> TokenHead:

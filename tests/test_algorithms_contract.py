@@ -18,6 +18,7 @@ from vla.algorithms.distill import DIVERGENCES, Distill
 from vla.algorithms.grpo import GRPO
 from vla.algorithms.losses import executed_factors
 from vla.algorithms.ppo import PPO
+from vla.algorithms.rpd import RPD
 from vla.algorithms.sft import SFT, warmup_cosine
 from vla.data.chunks import ChunkBatch
 from vla.models.denoisers import UNet1D
@@ -39,6 +40,11 @@ ALGORITHMS = {
     "ppo of commands": (
         Gauss,
         lambda policy: PPO(policy, per_command, granularity="command", value_clip=0.2, dual_clip=3.0, minibatch=16),
+    ),
+    "rpd": (Gauss, lambda policy: RPD(policy, critic, lambda _: Homing(2), until=3, epochs=2, minibatch=16)),
+    "rpd of tokens": (
+        Tokens,
+        lambda policy: RPD(policy, critic, lambda _: Homing(2), distance="nll", granularity="factor", minibatch=16),
     ),
     "grpo": (Gauss, lambda policy: GRPO(policy, group=2, keep=None, epochs=2, minibatch=16)),
     "ppo of a flow": (Flow, lambda policy: PPO(policy, critic, epochs=2, minibatch=16)),

@@ -76,11 +76,19 @@ class PPO:
         better[counts] = normalised(advantage[counts])
         factors, where = executed_factors(decisions), (self.minibatch, self.device)
         decisions, better, stale = self.surrogate.centred(self.policy, decisions, better, factors, *where)
-        columns = decisions, better, value, target, counts, factors
+        columns = decisions, better, value, target, counts, factors, *self._more(decisions)
         self.progress.updates += 1
         metrics = repeated(self._step, columns, self.epochs, self.minibatch, self.device, self.max_kl)
         unexplained = (target - value)[counts].var(correction=0) / target[counts].var(correction=0).clamp(min=1e-8)
         return {**metrics, **stale, "explained_variance": 1 - unexplained.item()}
+
+    def _more(self, decisions: Rollout) -> tuple[Tensor, ...]:
+        """What else each decision is learned from: columns for `_guide`."""
+        return ()
+
+    def _guide(self, some: Rollout, *more: Tensor) -> tuple[Float[Tensor, ""] | float, Metrics]:
+        """What is added to the loss of the policy, and what to tell of it."""
+        return 0.0, {}
 
     def _judge(
         self, rollout: Rollout
@@ -112,13 +120,15 @@ class PPO:
         target: Float[Tensor, "batch values"],
         counts: Bool[Tensor, "batch values"],
         factors: Bool[Tensor, "batch factors"],
+        *more: Tensor,
     ) -> Metrics:
         value = self.critic(some.obs).reshape_as(target)
         loss = self.value_coef * value_loss(value, old, target, counts, self.value_clip)
         told = {"value_loss": masked_mean((value.detach() - target).square(), counts).item()}
         if self.progress.updates > self.progress.critic_only:
-            policy_loss, more = self.surrogate(self.policy, some, advantage, factors)
-            loss, told = loss + policy_loss, {**more, **told}
+            policy_loss, moved = self.surrogate(self.policy, some, advantage, factors)
+            guide_loss, guided = self._guide(some, *more)
+            loss, told = loss + policy_loss + guide_loss, {**moved, **told, **guided}
         else:
             told = {**STILL, **told}
         return {**told, "grad_norm": descend(self.optimizer, loss, self.max_grad_norm)}
