@@ -14,12 +14,12 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = "gymnasium"  # not of a program, but what gymnasium calls our environments
 PROGRAMS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != NAMES)
 OPTIONS = sorted(str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.glob("*/**/*.yaml"))
-# What code supplies at the call: `algorithm(policy=...)`, `teacher(student)`, `encoder(spec)`.
-SUPPLIED = {"actor", "policy", "spec", "student", "features", "tokens", "bins"}
+# What code supplies at the call: `algorithm(policy=...)`, `teacher(student)`, `encoder(spec)`, `hand(person)`.
+SUPPLIED = {"actor", "person", "policy", "spec", "student", "features", "tokens", "bins"}
 
 
 NOT_FOR = {
-    "sft": {"algorithm/distill", "algorithm/ppo"},
+    "sft": {"algorithm/distill", "algorithm/ppo", "algorithm/rpd"},
     "online": {"algorithm/sft", "algorithm/one_step"},
 }
 # An experiment that names an algorithm is not for the programs that have none.
