@@ -87,10 +87,11 @@ def test_each_axis_goes_where_the_hand_goes(mouse, report_of, axis, sign):
 
 def test_the_left_button_grips_once_a_press_and_the_right_one_is_a_clutch(mouse):
     wire, person = mouse
-    wire.reports += [buttons(1), buttons(1)]
-    until(lambda: person.opening == 0.0)
-    wire.reports += [buttons(0), buttons(1)]
-    until(lambda: person.opening == 1.0)
+    for pressed, opening in ((1, 0.0), (1, 0.0), (0, 0.0), (1, 1.0)):
+        wire.reports.append(buttons(pressed))
+        until(lambda: not wire.reports)
+        time.sleep(0.05)
+        assert person.opening == opening
     wire.reports += [buttons(2), report(1, 0, -FULL, 0)]
     until(lambda: person.held.clutch and any(person.held.axes))
     assert pushed(person)[:6].tolist() == [0.0] * 6
