@@ -56,6 +56,8 @@ ALGORITHMS = {
     "grpo, decoupled": (Gauss, lambda policy: GRPO(policy, group=2, keep=None, minibatch=16, decoupled=True)),
     "distill": (Tokens, lambda policy: Distill(policy, Teacher, epochs=2, minibatch=16)),
     "distill, exact": (Tokens, lambda policy: Distill(policy, Teacher, divergence="reverse_exact", minibatch=16)),
+    "distill, hard": (Tokens, lambda policy: Distill(policy, Teacher, divergence="hard", minibatch=16)),
+    "distill, k3": (Tokens, lambda policy: Distill(policy, Teacher, divergence="k3", epochs=2, minibatch=16)),
     "distill, replay": (
         Tokens,
         lambda policy: Distill(policy, Teacher, divergence="reverse_exact", minibatch=16, replay=2, shift=1),

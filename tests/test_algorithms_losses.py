@@ -10,6 +10,7 @@ from vla.algorithms.losses import (
     clipped_loss,
     executed_factors,
     importance_loss,
+    k3_loss,
     kl,
     masked_mean,
     regroup,
@@ -173,6 +174,18 @@ def expected_importance_loss(logits, old, advantage):
     log_ratio = (logits.log_softmax(-1) - old)[:, None]
     each = [importance_loss(log_ratio[i : i + 1], advantage[i].view(1, 1), TRUE) for i in range(len(logits))]
     return (torch.stack(each) * old.exp()).sum()
+
+
+@given(st.integers(0, 10**6), st.booleans())
+def test_k3_has_the_gradient_of_the_reverse_kl_through_its_ratio_and_without_it_that_of_the_forward_kl(seed, weighed):
+    logits, teacher, old = categoricals(seed)
+    now = logits.log_softmax(-1)
+    played = old if weighed else now.detach()
+    ratio = now - old if weighed else torch.zeros_like(now)
+    each = [k3_loss(ratio[i].view(1, 1), (now - teacher)[i].view(1, 1), TRUE) for i in range(len(logits))]
+    found = torch.autograd.grad((torch.stack(each) * played.exp()).sum(), logits, retain_graph=True)[0]
+    forward = torch.autograd.grad(kl(teacher, now), logits)[0]
+    torch.testing.assert_close(found, exact_gradient(logits, teacher) if weighed else forward)
 
 
 @given(st.integers(0, 10**6))

@@ -14,14 +14,15 @@ from tensordict import TensorClass
 from torch import Tensor
 
 from vla.algorithms.descent import adamw, descend, device_of
-from vla.algorithms.losses import executed_factors, importance_loss, kl, masked_mean
+from vla.algorithms.losses import executed_factors, importance_loss, k3_loss, kl, masked_mean
 from vla.algorithms.minibatches import decisions_of, in_order, shuffled
 from vla.algorithms.rescoring import require_same_scores
 from vla.algorithms.together import average
 from vla.data.chunks import shifted
 from vla.types import Metrics, Observation, Rollout, Stochastic
 
-DIVERGENCES = ("reverse_sampled", "reverse_exact", "forward_exact")
+SAMPLED = ("reverse_sampled", "k3")
+DIVERGENCES = (*SAMPLED, "reverse_exact", "forward_exact", "hard")
 
 
 @runtime_checkable
@@ -45,7 +46,8 @@ class Distill:
     from again, an update's worth drawn from all of them (as DAgger aggregates). `shift` moves pictures by up to so many
     pixels at random.
     `forward_exact` turns the KL around: the student spreads over all that the teacher might do, as in imitation, but in
-    its own states.
+    its own states. `hard` imitates the teacher's likeliest token there (DAgger). `k3` is another estimate by samples
+    (Skill-SD), never negative, with the gradient of `reverse_sampled` in expectation; here `clip` bounds the log-ratio.
     """
 
     def __init__(
@@ -65,18 +67,17 @@ class Distill:
         self.teacher = teacher(policy)
         if divergence not in DIVERGENCES:
             raise ValueError(f"divergence must be one of {DIVERGENCES}, got {divergence!r}")
-        sampled = divergence == "reverse_sampled"
+        self.divergence, sampled = divergence, divergence in SAMPLED
         self.grade, self.loss = (self._scores, self._sampled) if sampled else (self._distribution, self._exact)
         for side in () if sampled else (policy, self.teacher):
             if not isinstance(side, Categorical):
                 raise TypeError(
-                    f"{type(side).__name__} has no `distribution`, as {divergence} needs: use reverse_sampled"
+                    f"{type(side).__name__} has no `distribution`, as {divergence} needs: use reverse_sampled or k3"
                 )
         if replay < 0 or shift < 0 or (replay and sampled):
             raise ValueError(
                 f"need replay >= 0 and shift >= 0, got {replay} and {shift}; replay goes with an exact divergence only"
             )
-        self.forward = divergence == "forward_exact"
         self.memory = Memory(replay + 1)
         self.shift = shift
         self.epochs = epochs
@@ -131,8 +132,11 @@ class Distill:
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         log_prob = self.policy.log_prob(some.obs, some.action).float()
         advantage = grades.float() - log_prob.detach()
-        clipped = advantage if self.clip is None else advantage.clamp(-self.clip, self.clip)
-        return importance_loss(log_prob - some.action.log_prob, clipped, counts), -masked_mean(advantage, counts)
+        bounds = (None, None) if self.clip is None else (-self.clip, self.clip)
+        ratio, reverse = log_prob - some.action.log_prob, -masked_mean(advantage, counts)
+        if self.divergence == "k3":
+            return k3_loss(ratio, _within(log_prob - grades.float(), bounds), counts), reverse
+        return importance_loss(ratio, _within(advantage, bounds), counts), reverse
 
     def _distribution(self, some: Rollout) -> Float[Tensor, "batch tokens bins"]:
         return cast(Categorical, self.teacher).distribution(some.obs, some.action.latent["tokens"])
@@ -142,8 +146,15 @@ class Distill:
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         student = cast(Categorical, self.policy).distribution(some.obs, some.action.latent["tokens"])
         reverse = masked_mean(kl(student, grades), counts)
-        loss = masked_mean(kl(grades, student), counts) if self.forward else reverse
+        if self.divergence == "hard":
+            likeliest = grades.argmax(-1, keepdim=True)
+            return -masked_mean(student.gather(-1, likeliest).squeeze(-1), counts), reverse.detach()
+        loss = masked_mean(kl(grades, student), counts) if self.divergence == "forward_exact" else reverse
         return loss, reverse.detach()
+
+
+def _within(x: Float[Tensor, "*batch"], bounds: tuple[float | None, float | None]) -> Float[Tensor, "*batch"]:
+    return x if bounds == (None, None) else x.clamp(*bounds)
 
 
 class Graded(TensorClass):

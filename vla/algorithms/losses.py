@@ -129,3 +129,16 @@ def kl(p: Float[Tensor, "*batch choices"], q: Float[Tensor, "*batch choices"]) -
 def sampled_kl(log_ratio: Float[Tensor, "*batch"], mask: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
     """KL(old || new), estimated from samples of the old policy, `log_ratio` being new - old; never negative (k3)."""
     return masked_mean(log_ratio.exp() - 1 - log_ratio, mask)
+
+
+def k3_loss(
+    log_ratio: Float[Tensor, "batch groups"],
+    to_teacher: Float[Tensor, "batch groups"],
+    mask: Bool[Tensor, "batch groups"],
+) -> Float[Tensor, ""]:
+    """KL(student || teacher) of samples of the one who played, each weighed by the ratio to it (Skill-SD, 2026).
+
+    `log_ratio` is the student's log-probability less the player's, `to_teacher` the student's less the teacher's. The
+    gradient through the ratio is what makes it that of the reverse KL; without the ratio it would be the forward one's.
+    """
+    return masked_mean(log_ratio.exp() * (torch.exp(-to_teacher) - 1 + to_teacher), mask)
