@@ -126,8 +126,8 @@ def measured(seed: int, asked: argparse.Namespace) -> list[Row]:
     recipe("sft", place / "alone", [f"data={shown}", *common])
     share = corrected(task.env, place / "alone", corrections, asked.corrected)
     both = f"data=[{shown},{corrections}]"
-    recipe("sft", place / "human", [both, "without=[policy]", *common])
-    recipe("sft", place / "all", [both, *common])
+    recipe("sft", place / "human", [both, "without=[policy,idle]", *common])
+    recipe("sft", place / "all", [both, "without=[idle]", *common])
     recipe("sft", place / "more", [f"data={place / 'more_shown'}", *common])
     found = []
     for arm in ARMS:

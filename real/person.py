@@ -19,6 +19,7 @@ HOLDS_ON = 0.5  # seconds after their last push in which a person still decides 
 INPUT = ("x", "y", "z", "rotation_x", "rotation_y", "rotation_z", "gripper", "speed", "tool_frame", "clutch", "heard")
 STILL = 1e-3  # metres or radians of a leader arm's step, below which it is not being moved
 HUMAN, POLICY = "human", "policy"
+IDLE = "idle"  # a person decides, but neither pushes anything nor has just gripped: nothing to imitate
 
 
 Pose = Float[Tensor, "1 7"]
@@ -82,7 +83,7 @@ class Person:
         self.followed: Pose | None = None  # how far along it is followed
         self.opening = 1.0  # of the gripper, as it was decided last
         self.taken = policy is None  # the person decides, whether they push or not
-        self.pushed = -math.inf
+        self.pushed = self.gripped = -math.inf
         self.planned: list[Tensor] = []  # what is left of the policy's chunk
         self.source = HUMAN
         self.kept: dict[str, Tensor] = {}
@@ -110,6 +111,7 @@ class Person:
         if not 0 <= opening <= 1:
             raise ValueError(f"opening is from 0 to 1, got {opening}")
         self.opening, self.pushed = opening, self.clock()
+        self.gripped = self.pushed
 
     def silence(self) -> None:
         """Nobody is there any more."""
@@ -121,7 +123,7 @@ class Person:
         self.taken = over or self.policy is None
 
     def begin(self, seed: int) -> None:
-        self.planned, self.pushed, self.opening = [], -math.inf, 1.0
+        self.planned, self.opening, self.pushed, self.gripped = [], 1.0, -math.inf, -math.inf
         self.taken = self.policy is None
         if isinstance(self.policy, Seeded):
             self.policy.begin(seed)
@@ -131,11 +133,12 @@ class Person:
         given = self._given(now)
         heard = now - given.heard <= SILENCE
         led = self._led(now) if heard and not given.clutch else self._let_go()
-        if heard and (given.pushes or bool((led[0, :6].abs() > STILL).any())):
-            self.pushed = now
+        pushes = heard and (given.pushes or bool((led[0, :6].abs() > STILL).any()))
+        self.pushed = now if pushes else self.pushed
         human = self.taken or now - self.pushed < HOLDS_ON
         command = self._command(given if heard else Input(), obs, led)
-        self.source = HUMAN if human else POLICY
+        acts = pushes or now - self.gripped < HOLDS_ON
+        self.source = POLICY if not human else HUMAN if acts else IDLE
         self.kept = {"operator.input": torch.tensor([given.numbers(self.opening, now)], dtype=torch.float64)}
         if self.policy is not None:
             self.meant = self._policy(obs, over=human)

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from real.attended import Attended
 from real.board import Message
-from real.person import HUMAN, INPUT, POLICY, Person
+from real.person import HUMAN, IDLE, INPUT, POLICY, Person
 from vla.data.episodes import EpisodeWriter
 from vla.rollout import require_no_test_seed, rollout
 from vla.types import Env, EnvSpec, Observation, Rollout, Step
 
-SOURCES = (HUMAN, POLICY)
+SOURCES = (HUMAN, POLICY, IDLE)
 WINDOW = 30  # steps that the rate shown is of
 
 
@@ -187,7 +187,7 @@ class Recorder:
             "scene": self.about.scene,
             "steps": len(who),
             "human": who.count(HUMAN),
-            "interventions": sum(a != HUMAN and b == HUMAN for a, b in pairwise(who)),
+            "interventions": sum(a == POLICY and b != POLICY for a, b in pairwise(who)),
             "recorded": time.time(),
         }
         if verdict is None:  # nobody else knows

@@ -23,7 +23,7 @@ from real.attended import Attended
 from real.board import Quit
 from real.desk import Desk
 from real.page import Page
-from real.person import HUMAN, POLICY, SILENCE, Input, Person
+from real.person import HUMAN, IDLE, POLICY, SILENCE, Input, Person
 from real.recorder import SOURCES, About, Paced, Recorder, beside
 from real.teleop import PAGE, main
 from simulators.point import Homing, PointEnv
@@ -297,8 +297,9 @@ def test_a_person_corrects_a_policy_and_it_is_known_who_acted(browser, tmp_path)
     np.testing.assert_allclose(action[who == POLICY], meant[who == POLICY], atol=1e-6)
     assert action[who == HUMAN, 1].max() == pytest.approx(0.2)
     assert (action[-4:] == 0).all()  # taken over, and nothing pushed
-    turns = [a + b for a, b in itertools.pairwise(who) if a != b]
-    assert turns == [POLICY + HUMAN, HUMAN + POLICY, POLICY + HUMAN]
+    turns = [x for x, _ in itertools.groupby(who)]
+    assert turns == [POLICY, HUMAN, IDLE, POLICY, IDLE]
+    assert (action[who == IDLE] == 0).all()
     assert label["interventions"] == 2
     assert label["human"] == (who == HUMAN).sum()
 
@@ -489,9 +490,15 @@ def test_whoever_takes_over_keeps_what_the_policy_holds():
     assert person.meant[0, 2].item() == pytest.approx(3)
     clock[0] += 0.4  # not pushed any more, but not given back yet
     assert person.act(obs).commands[0, 0].tolist() == [0] * 7
+    assert person.source == IDLE
+    person.grip(0.0)
+    assert person.act(obs).commands[0, 0].tolist() == [0] * 7
+    assert person.source == HUMAN  # gripping takes a while
+    clock[0] += 0.45
+    person.act(obs)
     assert person.source == HUMAN
-    clock[0] += 0.2
-    assert person.act(obs).commands[0, 0, 2].item() == pytest.approx(4.001)
+    clock[0] += 0.1
+    assert person.act(obs).commands[0, 0, 2].item() == pytest.approx(6.001)
     assert person.source == POLICY
 
 

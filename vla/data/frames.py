@@ -98,10 +98,10 @@ def load_frames(
     """Read the dataset in `directory`. Its pictures are decoded once and kept below `directory/.cache`.
 
     `label` is the feature to learn: `action`, what was executed, or `action.requested`, what the actor asked for, which
-    are not the same where an expert was disturbed. What was done by those named in `without` is left out (`policy`: of
-    corrections what a person did stays). What a person said of episodes since counts (`vla.data.review`), unless all is
-    wanted `as_recorded`. A dataset of another origin does not say what its commands mean: tell by `command`. Raises
-    FileNotFoundError where there is no dataset and ValueError naming what is missing in it.
+    are not the same where an expert was disturbed. What was done by those named in `without` is left out (`policy` and
+    `idle`: of corrections what a person did stays). What a person said of episodes since counts (`vla.data.review`),
+    unless all is wanted `as_recorded`. A dataset of another origin does not say what its commands mean: tell by
+    `command`. Raises FileNotFoundError where there is no dataset and ValueError naming what is missing in it.
     """
     directory = Path(directory)
     info = read_info(directory)
