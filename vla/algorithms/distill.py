@@ -46,8 +46,8 @@ class Distill:
     from again, an update's worth drawn from all of them (as DAgger aggregates). `shift` moves pictures by up to so many
     pixels at random.
     `forward_exact` turns the KL around: the student spreads over all that the teacher might do, as in imitation, but in
-    its own states. `hard` imitates the teacher's likeliest token there (DAgger). `k3` is another estimate by samples
-    (Skill-SD), never negative, with the gradient of `reverse_sampled` in expectation; here `clip` bounds the log-ratio.
+    its own states. `hard` imitates the teacher's likeliest token there (DAgger). `k3` is Skill-SD's estimate, never
+    negative: its gradient is that of `reverse_sampled`, sample by sample.
     """
 
     def __init__(
