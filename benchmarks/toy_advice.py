@@ -11,7 +11,6 @@ import json
 import math
 import statistics
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,24 +19,22 @@ from typing import Any
 import torch
 
 from benchmarks import table
+from benchmarks.toys import HELD_OUT, TESTED, fill, first_at, imitate, shown, succeeded
 from policies.critic import Critic
 from policies.gaussian import GaussianPolicy
 from simulators.point import Homing, PointEnv
 from vla.algorithms.ppo import PPO
 from vla.algorithms.rpd import RPD
-from vla.algorithms.sft import SFT
-from vla.data.chunks import ChunkBatch
 from vla.models.state_mlp import StateMLP
 from vla.rollout import Greedy, rollout
 from vla.statistics import rate
-from vla.types import Action, Actor, Observation
+from vla.types import Action, Observation
 
 TABLE = Path(__file__).parents[1] / "docs" / "toy_advice.csv"
 ARMS = ("PPO", "RPD", "RPD, fading", "BC, then PPO")
 DEGREES = (30, 38, 45)
 ENV: dict[str, Any] = {"max_steps": 10}
-UPDATES, EVERY, EPISODES, TESTED = 40, 5, 64, 100
-HELD_OUT = 10**6
+UPDATES, EVERY, EPISODES = 40, 5, 64
 IMITATED = 200  # episodes and steps of BC
 GOAL = 0.8
 
@@ -71,13 +68,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--jobs", type=int, default=1)
     asked = parser.parse_args()
-    there = rows()
-    known = {(x.arm, x.degrees, x.seed) for x in there}
+    known = {(x.arm, x.degrees, x.seed) for x in rows()}
     wanted = [(a, d, s) for s in range(asked.seeds) for a in ARMS for d in DEGREES if (a, d, s) not in known]
-    with ProcessPoolExecutor(asked.jobs) as pool:
-        for found in pool.map(_measured, wanted):
-            there += found
-            table.write(TABLE, there, Row)
+    fill(TABLE, Row, wanted, _measured, asked.jobs)
     print(json.dumps({"program": "benchmarks.toy_advice", "arms": list(pooled())}))  # noqa: T201
 
 
@@ -94,10 +87,7 @@ def pooled() -> Iterator[dict[str, Any]]:
             if not mine:
                 continue
             last = [x for x in mine if x.updates == UPDATES]
-            first = [
-                min((x.updates for x in mine if x.seed == seed and x.k >= GOAL * x.n), default=2 * UPDATES)
-                for seed in sorted({x.seed for x in mine})
-            ]
+            first = first_at(mine, GOAL, never=2 * UPDATES)
             yield {
                 "adviser": f"{mine[0].adviser_k}/{TESTED}",
                 "arm": arm,
@@ -113,7 +103,7 @@ def _measured(which: tuple[str, int, int]) -> list[Row]:
     torch.manual_seed(seed)
     adviser, policy = Astray(degrees), GaussianPolicy(PointEnv().spec, StateMLP, 2)
     if arm == "BC, then PPO":
-        _imitate(policy, adviser, seed)
+        imitate(policy, shown(adviser, IMITATED, HELD_OUT + 1000 * (seed + 1), **ENV), IMITATED)
     critic = partial(Critic, encoder=StateMLP)
     options: dict[str, Any] = {"lr": 3e-3, "epochs": 4, "minibatch": 128}
     fades = UPDATES // 2 if arm == "RPD, fading" else None
@@ -122,30 +112,15 @@ def _measured(which: tuple[str, int, int]) -> list[Row]:
         if arm.startswith("RPD")
         else PPO(policy, critic, **options)
     )
-    env, adviser_k, found = PointEnv(num_envs=EPISODES, **ENV), _tested(adviser), []
+    env, adviser_k, found = PointEnv(num_envs=EPISODES, **ENV), succeeded(adviser, **ENV), []
     for update in range(UPDATES + 1):
         if update % EVERY == 0:
-            k = _tested(Greedy(policy))
+            k = succeeded(Greedy(policy), **ENV)
             found.append(Row(arm, degrees, adviser_k, seed, update, k, TESTED))
         if update < UPDATES:
             episodes = rollout(env, policy, seed=(1000 * seed + update) * EPISODES)
             algorithm.update(episodes.replace(reward=episodes.success.float(), rewards=None))
     return found
-
-
-def _tested(actor: Actor) -> int:
-    return int(rollout(PointEnv(num_envs=TESTED, **ENV), actor, seed=HELD_OUT).success.any(0).sum())
-
-
-def _imitate(policy: GaussianPolicy, adviser: Actor, seed: int) -> None:
-    shown = rollout(PointEnv(num_envs=IMITATED, **ENV), adviser, seed=HELD_OUT + 1000 * (seed + 1))
-    shown = shown[shown.valid]
-    algorithm = SFT(policy, total_steps=IMITATED, lr=2e-3, warmup_steps=20)
-    for _ in range(IMITATED):
-        some = torch.randint(len(shown), (64,))
-        chunk = shown.action.commands[some]
-        padded = torch.zeros(chunk.shape[:2], dtype=torch.bool)
-        algorithm.update(ChunkBatch(obs=shown.obs[some], chunk=chunk, padded=padded, batch_size=[64]))
 
 
 if __name__ == "__main__":

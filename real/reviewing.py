@@ -50,7 +50,7 @@ class Reviewing:
 
         @router.get("/dataset")
         def dataset(request: Request) -> dict[str, Any]:
-            return asked(request, lambda: {"episodes": self.rows(), **self._statistics()})
+            return asked(request, self._dataset)
 
         @router.get("/episode/{number}")
         def episode(request: Request, number: int) -> dict[str, Any]:
@@ -96,10 +96,11 @@ class Reviewing:
 
     def rows(self) -> list[dict[str, Any]]:
         """What the list shows of each episode."""
-        return [self._row(i) for i in range(len(self.episodes))]
+        said = self.review.by_episode()
+        return [self._row(i, said.get(i, Said())) for i in range(len(self.episodes))]
 
-    def _row(self, i: int) -> dict[str, Any]:
-        x, said = self.episodes[i], self.review.of(i)
+    def _row(self, i: int, said: Said) -> dict[str, Any]:
+        x = self.episodes[i]
         begin, end = said.part(len(x.action))
         recorded = {"success": bool(x.success.any()), "instruction": x.instruction, **self.labels[i]}
         return {
@@ -123,13 +124,15 @@ class Reviewing:
         first, end = self.frames.episode_start[i : i + 2].tolist()
         return slice(first, end)
 
-    def _statistics(self) -> dict[str, Any]:
-        """Of what is left."""
-        left = [x for x in self.rows() if not x["removed"]]
+    def _dataset(self) -> dict[str, Any]:
+        """The rows, and statistics of what is left."""
+        rows = self.rows()
+        left = [x for x in rows if not x["removed"]]
         hz = self.frames.spec.control_hz
         count = sum(x["end"] - x["begin"] for x in left)
         actions = [self.episodes[x["number"]].action[x["begin"] : x["end"]] for x in left]
         return {
+            "episodes": rows,
             "name": self.directory.name,
             "hz": hz,
             "cameras": [x.name for x in self.frames.spec.cameras],
@@ -165,7 +168,7 @@ class Reviewing:
         times = np.arange(len(x.action)) / spec.control_hz if x.times is None else x.times - x.times[0]
         fingers = x.state[:, spec.proprio_slice("gripper")][:, :1] if "gripper" in dict(spec.proprio) else None
         return {
-            **self._row(i),
+            **self._row(i, self.review.of(i)),
             "times": _rounded(times),
             "names": self._names(),
             "action": _rounded(x.action.T),
